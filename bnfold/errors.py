@@ -1,0 +1,84 @@
+"""Every failure is one sentence, a stable code and an exit code."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What the process returns; the table of the command-line interface."""
+
+    OK = 0
+    NOT_EQUIVALENT = 1
+    USAGE = 2
+    POLICY = 3
+    REJECTED = 4
+    ENVIRONMENT = 5
+    GATE = 6
+    NO_VERDICT = 7
+    INTERNAL = 70
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class BnfoldError(Exception):
+    """The base of every error that bnfold raises on purpose.
+
+    `str(error)` is one sentence; `code` is kebab-case and stable; `hint` is what to do next (often a complete command).
+    """
+
+    exit_code: Exit = Exit.INTERNAL
+    default_code: str = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.hint = hint
+
+
+class UsageError(BnfoldError):
+    """The call cannot be meant: a flag is missing or contradicts another."""
+
+    exit_code = Exit.USAGE
+    default_code = "usage"
+
+
+class Rejected(BnfoldError):
+    """The model is unreadable, invalid or refused."""
+
+    exit_code = Exit.REJECTED
+    default_code = "rejected"
+
+
+class EnvironmentFailure(BnfoldError):
+    """Disk, permission, a provider: not the model's fault."""
+
+    exit_code = Exit.ENVIRONMENT
+    default_code = "environment"
+
+
+class MissingDependency(EnvironmentFailure):
+    """An optional package is needed and not installed; the hint is the command that installs it."""
+
+    default_code = "missing-dependency"
+
+
+class PolicyViolation(BnfoldError):
+    """The result is correct, but the caller asked for more (`--fail-on-unfolded`)."""
+
+    exit_code = Exit.POLICY
+    default_code = "policy"
+
+
+class NotEquivalent(BnfoldError):
+    """A comparison showed a difference that rounding does not explain."""
+
+    exit_code = Exit.NOT_EQUIVALENT
+    default_code = "not-equivalent"
+
+
+class NoVerdict(BnfoldError):
+    """Nothing could be compared, so nothing was shown."""
+
+    exit_code = Exit.NO_VERDICT
+    default_code = "no-verdict"

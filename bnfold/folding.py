@@ -1,0 +1,245 @@
+"""Fold: decide over a graph that is not touched, then write each node once.
+
+`fold(graph)` asks the rules about every affine until nothing changes. What they decide is collected in a `Plan`, which
+shows the rules the graph as it will be. Only `commit` changes the graph, once per node: writing after each fold would
+round after each fold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Generic
+
+from bnfold.algebra import ChannelAffine, LinearOp
+from bnfold.errors import PolicyViolation
+from bnfold.graph import Graph, N, Reading, Reason, Refusal, SharedWeight, Site, Use, V
+from bnfold.rules import Rule, Step, into_consumer, into_producer
+
+
+@dataclass(frozen=True)
+class FoldOptions:
+    """Which affines may fold (globs over node or module path), and how much the parameters may grow by copies."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_growth: float = 1.10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one affine. `into` are the operators that took it; `refusal` says why it stays."""
+
+    site: Site
+    channels: int | None
+    axis: int | None
+    rule: str | None
+    into: tuple[Site, ...]
+    refusal: Refusal | None
+
+    @property
+    def folded(self) -> bool:
+        return self.refusal is None
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """One row per batch norm of the model, in topological order."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def folded(self) -> int:
+        return sum(outcome.folded for outcome in self.outcomes)
+
+    @property
+    def left(self) -> int:
+        return len(self.outcomes) - self.folded
+
+    def unaccepted(self, accept: Iterable[str] = ()) -> tuple[Outcome, ...]:
+        """The affines left for a reason whose code is not in `accept`."""
+        accepted = set(accept)
+        return tuple(o for o in self.outcomes if o.refusal and o.refusal.reason.code not in accepted)
+
+    def raise_if_unfolded(self, accept: Iterable[str] = ()) -> None:
+        """Raise `PolicyViolation` if an affine is left for a reason that `accept` does not name."""
+        if left := self.unaccepted(accept):
+            codes = Counter(o.refusal.reason.code for o in left if o.refusal)
+            found = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
+            raise PolicyViolation(f"{len(left)} of {len(self.outcomes)} batch norms are left: {found}")
+
+    def __repr__(self) -> str:
+        return f"FoldReport({self.folded} of {len(self.outcomes)} batch norms folded)"
+
+
+@dataclass
+class Plan(Generic[N, V]):
+    """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched."""
+
+    graph: Graph[N, V]
+    pending: dict[N, LinearOp] = field(default_factory=dict)
+    gone: dict[N, Step[N]] = field(default_factory=dict)
+    _readings: dict[N, Reading] = field(default_factory=dict)
+
+    def affines(self) -> Sequence[N]:
+        return self.graph.affines()
+
+    def site(self, node: N) -> Site:
+        return self.graph.site(node)
+
+    def data(self, node: N) -> V:
+        """The value the node reads, behind every affine that vanished."""
+        value = self.graph.data(node)
+        while (maker := self.graph.producer(value)) is not None and maker in self.gone:
+            value = self.graph.data(maker)
+        return value
+
+    def result(self, node: N) -> V:
+        return self.graph.result(node)
+
+    def producer(self, value: V) -> N | None:
+        return self.graph.producer(value)
+
+    def uses(self, value: V) -> Sequence[Use[N] | Reason]:
+        """The readers of the value and of every vanished affine that reads it."""
+        found: list[Use[N] | Reason] = []
+        for use in self.graph.uses(value):
+            if not isinstance(use, Reason) and use[0] in self.gone:
+                found += self.uses(self.graph.result(use[0]))
+            else:
+                found.append(use)
+        return found
+
+    def read(self, node: N) -> Reading:
+        if node in self.pending:
+            return self.pending[node]
+        if node not in self._readings:
+            self._readings[node] = self.graph.read(node)
+        return self._readings[node]
+
+    def fits(self, node: N, op: LinearOp) -> Reason | None:
+        return self.graph.fits(node, op)
+
+    def shared(self, node: N) -> SharedWeight | None:
+        return self.graph.shared(node)
+
+    def parameter_bytes(self) -> int:
+        return self.graph.parameter_bytes()
+
+    def accept(self, step: Step[N]) -> None:
+        """Take a decision into the plan."""
+        self.pending.update(step.writes)
+        self.gone[step.affine] = step
+
+    def copies(self) -> dict[Hashable, int]:
+        """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes."""
+        rewritten: dict[SharedWeight, list[object]] = {}
+        for node, op in self.pending.items():
+            if weight := self.graph.shared(node):
+                rewritten.setdefault(weight, []).append(op.source)
+        return {
+            weight.key: weight.nbytes * (len(set(versions)) - (len(versions) == weight.readers))
+            for weight, versions in rewritten.items()
+        }
+
+    def commit(self) -> None:
+        """The only caller of the verbs: each operator is written once, then each vanished affine is bypassed."""
+        for node, op in self.pending.items():
+            self.graph.write(node, op)
+        for node in self.gone:
+            self.graph.bypass(node)
+
+
+def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport:
+    """Fold every affine of the graph that can be folded exactly, in place, and say what became of each."""
+    refused = {node: Refusal(Reason.EXCLUDED) for node in graph.affines() if not _wanted(graph.site(node), options)}
+    while True:
+        plan, refusals = decide(graph, refused)
+        over = _over_budget(plan, options.max_growth)
+        if not over:
+            break
+        refused |= {node: Refusal(Reason.GROWTH_BUDGET) for node in over}
+    report = _report(plan, refusals)
+    plan.commit()
+    return report
+
+
+def decide(graph: Graph[N, V], refused: Mapping[N, Refusal]) -> tuple[Plan[N, V], dict[N, Refusal]]:
+    """The fixpoint of the rules, nothing touched: the plan, and why each affine outside it stays.
+
+    Affines enter producers first to last and consumers last to first, so that a chain settles in one round.
+    """
+    plan = Plan(graph)
+    order = [node for node in graph.affines() if node not in refused]
+    while True:
+        settled = len(plan.gone)
+        upstream = _try_rule(plan, into_producer, order)
+        downstream = _try_rule(plan, into_consumer, order[::-1])
+        if len(plan.gone) == settled:
+            break
+    left = {node: _telling(upstream[node], downstream[node]) for node in order if node not in plan.gone}
+    return plan, {**refused, **left}
+
+
+def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refusal]:
+    refusals = {}
+    for node in order:
+        if node in plan.gone:
+            continue
+        affine = plan.read(node)
+        answer = rule(plan, node, affine) if isinstance(affine, ChannelAffine) else _unreadable(affine)
+        if isinstance(answer, Refusal):
+            refusals[node] = answer
+        else:
+            plan.accept(answer)
+    return refusals
+
+
+def _unreadable(reading: Reading) -> Refusal:
+    assert isinstance(reading, Reason), "an affine reads as an affine or as the reason it is none"
+    return Refusal(reading)
+
+
+def _telling(upstream: Refusal, downstream: Refusal) -> Refusal:
+    """The refusal that says more: a producer that almost took the affine, else the reader that did not."""
+    return downstream if upstream.reason in (Reason.NO_LINEAR_PRODUCER, Reason.IS_GRAPH_INPUT) else upstream
+
+
+def _wanted(site: Site, options: FoldOptions) -> bool:
+    def named(patterns: Iterable[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in (site.name, site.module) if name for pattern in patterns)
+
+    return (not options.include or named(options.include)) and not named(options.exclude)
+
+
+def _over_budget(plan: Plan[N, V], max_growth: float) -> set[N]:
+    """The affines to give up if copies of shared weights exceed the budget: those of the costliest weight."""
+    copies = plan.copies()
+    if sum(copies.values()) <= (max_growth - 1) * plan.parameter_bytes():
+        return set()
+    costliest = max(copies, key=lambda key: copies[key])
+    return {
+        node for node, step in plan.gone.items() if any(_reads(plan, writer, costliest) for writer, _ in step.writes)
+    }
+
+
+def _reads(plan: Plan[N, V], node: N, key: Hashable) -> bool:
+    weight = plan.shared(node)
+    return weight is not None and weight.key == key
+
+
+def _report(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> FoldReport:
+    def outcome(node: N) -> Outcome:
+        affine, step = plan.read(node), plan.gone.get(node)
+        return Outcome(
+            site=plan.site(node),
+            channels=affine.channels if isinstance(affine, ChannelAffine) else None,
+            axis=affine.axis if isinstance(affine, ChannelAffine) else None,
+            rule=step.rule if step else None,
+            into=tuple(plan.site(writer) for writer, _ in step.writes) if step else (),
+            refusal=None if step else refusals[node],
+        )
+
+    return FoldReport(tuple(outcome(node) for node in plan.affines()))

@@ -1,0 +1,236 @@
+"""All that a rule may know of a graph.
+
+A front end shows its graph through the `Graph` protocol. It speaks of values and ports, so one set of rules serves
+every dialect. Reading is total: whatever a node is, `read` answers with an operator or with the `Reason` it is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, TypeVar
+
+from bnfold.algebra import ChannelAffine, LinearOp
+
+N = TypeVar("N", bound=Hashable)
+V = TypeVar("V", bound=Hashable)
+
+
+class Reason(Enum):
+    """Why something cannot fold: a stable code, the sentence the user reads, and what the user could do about it."""
+
+    BATCH_STATISTICS = (
+        "batch-statistics",
+        "it normalises by the statistics of the batch, so it is no fixed affine map",
+        "call model.eval() before exporting, or train with track_running_stats=True",
+    )
+    HOOKED = (
+        "hooked",
+        "a hook or parametrisation runs code around it",
+        "remove the hook, or make the parametrisation permanent, before folding",
+    )
+    SHARED_OUTPUT = (
+        "shared-output",
+        "another operator also reads the value that would change",
+        "let the other reader read a copy made by its own operator, or leave this one",
+    )
+    NOT_LINEAR = (
+        "not-linear",
+        "it is not a linear operator with constant weights",
+        "nothing to do without changing the network",
+    )
+    NO_LINEAR_PRODUCER = (
+        "no-linear-producer",
+        "its input does not come straight from a linear operator",
+        "move the batch norm directly behind a convolution or linear layer",
+    )
+    READ_BY_NONLINEARITY = (
+        "read-by-nonlinearity",
+        "its output goes to an operator that is not linear",
+        "nothing to do without changing the network: a pre-activation batch norm stays",
+    )
+    PADDED_BORDER = (
+        "padded-border",
+        "its shift cannot cross the padding of the next convolution, whose border outputs see only part of the kernel",
+        "pad before the batch norm, or use an unpadded convolution",
+    )
+    AXIS_UNKNOWN = (
+        "axis-unknown",
+        "the rank of a value is not known, so the channel axis cannot be proved",
+        "export the model with known input ranks",
+    )
+    AXIS_DIFFERS = (
+        "axis-differs",
+        "it normalises another axis than the one on which the linear operator has its channels",
+        "transpose so that the channel axis is the same, or leave it",
+    )
+    NOT_PER_CHANNEL = (
+        "not-per-channel",
+        "a constant is not one number per channel",
+        "nothing to do without changing the network",
+    )
+    PARAMETER_NOT_CONSTANT = (
+        "parameter-not-constant",
+        "a weight or statistic is computed at run time",
+        "store the parameter as an initializer; a weight that is a model input can be overridden at run time",
+    )
+    VARIANCE_NOT_POSITIVE = (
+        "variance-not-positive",
+        "variance + epsilon is not positive in some channel, so the batch norm itself gives NaN or infinity",
+        "look at the running variance of this layer: the checkpoint is damaged or was never trained",
+    )
+    NON_FINITE = (
+        "non-finite",
+        "a statistic is NaN or infinite",
+        "look at this layer's statistics: the checkpoint is damaged",
+    )
+    OVERFLOW = (
+        "overflow",
+        "a folded weight or bias would be too large for the operator's number type",
+        "fold in float32 first, then convert",
+    )
+    QUANTISED = (
+        "quantised",
+        "the value passes a quantised operator",
+        "fold before quantising",
+    )
+    GROWTH_BUDGET = (
+        "growth-budget",
+        "a shared weight would have to be copied beyond the allowed file growth",
+        "raise --max-growth",
+    )
+    EXCLUDED = (
+        "excluded",
+        "it was excluded by --include or --exclude",
+        "change the patterns",
+    )
+    UNKNOWN_OPERATOR = (
+        "unknown-operator",
+        "the neighbouring operator is not one that bnfold knows",
+        "nothing to do, unless the operator can be expressed in standard operators",
+    )
+    UNSUPPORTED_ATTRIBUTE = (
+        "unsupported-attribute",
+        "an operator has an attribute or input that bnfold does not read",
+        "report it: the operator may be foldable",
+    )
+    OLD_OPSET = (
+        "old-opset",
+        "its operator set is older than 7, where batch normalisation meant something else",
+        "convert the model to a newer opset first",
+    )
+    CAPTURED_BY_SUBGRAPH = (
+        "captured-by-subgraph",
+        "a subgraph (If, Loop, Scan) reads the value that would change",
+        "nothing to do without changing the network",
+    )
+    IS_GRAPH_OUTPUT = (
+        "is-graph-output",
+        "the value that would change is an output of the model",
+        "drop that output from the model if nobody needs it",
+    )
+    IS_GRAPH_INPUT = (
+        "is-graph-input",
+        "it reads an input of the model, and no linear operator behind it can take it",
+        "normalise the data in the pipeline instead",
+    )
+    MUTATED_IN_PLACE = (
+        "mutated-in-place",
+        "the value is written in place, or shares memory with one that is",
+        "use the out-of-place operator",
+    )
+    EXTRA_OUTPUTS = (
+        "extra-outputs",
+        "its running statistics or saved statistics are outputs that the model uses",
+        "drop these outputs: they belong to training",
+    )
+    NOT_READ = (
+        "not-read",
+        "nothing reads its output",
+        "remove it from the model",
+    )
+
+    def __init__(self, code: str, message: str, remedy: str) -> None:
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """ "No" is an answer: why, and which node stands in the way (None: the affine itself)."""
+
+    reason: Reason
+    blocker: str | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a node is, in the user's words. `name` is unique in its graph."""
+
+    name: str
+    op: str
+    module: str | None = None
+    source: tuple[str, int] | None = None
+
+
+Reading = LinearOp | ChannelAffine | Reason
+Use = tuple[N, int | None]
+
+
+@dataclass(frozen=True)
+class SharedWeight:
+    """A weight that several nodes read: an identity, its bytes, and how many nodes read it."""
+
+    key: Hashable
+    nbytes: int
+    readers: int
+
+
+class View(Protocol[N, V]):
+    """A graph as rules see it. A node that is neither an affine nor a linear operator is opaque, never an error."""
+
+    def affines(self) -> Sequence[N]:
+        """Every batch norm of the model, foldable or not, in topological order."""
+
+    def site(self, node: N) -> Site:
+        """Where the node is, in the user's words."""
+
+    def data(self, node: N) -> V:
+        """The value that an affine or linear operator maps (not its parameters)."""
+
+    def result(self, node: N) -> V:
+        """The mapped value."""
+
+    def producer(self, value: V) -> N | None:
+        """The node that makes the value; None for an input of the model."""
+
+    def uses(self, value: V) -> Sequence[Use[N] | Reason]:
+        """Who reads the value's contents: `(node, port)`; port None where it is not the node's data (a weight, say).
+
+        A reader that is no node (an output of the model, a subgraph, a view that is written in place) is given as the
+        `Reason` for which the value must keep its contents. Who reads only the shape is not listed.
+        """
+
+    def read(self, node: N) -> Reading:
+        """What the node is: an operator, or the reason it is none that folds (`NOT_LINEAR` where nothing special)."""
+
+    def fits(self, node: N, op: LinearOp) -> Reason | None:
+        """What `write` could not hold, said before deciding."""
+
+    def shared(self, node: N) -> SharedWeight | None:
+        """The weight of a linear operator, if other nodes read it too."""
+
+    def parameter_bytes(self) -> int:
+        """The bytes of all stored tensors; what `max_growth` is measured against."""
+
+
+class Graph(View[N, V], Protocol[N, V]):
+    """A graph that can be changed. Only `Plan.commit` calls these, once per node."""
+
+    def write(self, node: N, op: LinearOp) -> None:
+        """Give the node the parameters of `op`, rounded once; a parameter that other nodes read is copied."""
+
+    def bypass(self, node: N) -> None:
+        """Let every reader of the node's result read its data instead, and remove the node."""
