@@ -1,0 +1,138 @@
+"""What one command was asked, and what came of it.
+
+A `Run` is filled as the work goes on, so that a command that fails still reports everything it knew. These records are
+neutral: no framework is imported here, and nothing is printed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bnfold.bench import Benchmark
+    from bnfold.folding import FoldReport
+    from bnfold.model import ModelFacts
+    from bnfold.verify.result import Verification
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How models are run. `inputs`, `dims` and `provider_options` are the texts of the command line, not yet read."""
+
+    inputs: tuple[str, ...] = ()
+    dims: tuple[str, ...] = ()
+    data: Path | None = None
+    seed: int = 0
+    provider: str = "cpu"
+    provider_options: tuple[str, ...] = ()
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Whether the result is checked, how strictly, and where the inputs of a failure are kept."""
+
+    enabled: bool = True
+    level: str = "auto"
+    save_failure: Path | None = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and where; `out` None means the name derived from the model's."""
+
+    out: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+    provenance: bool = False
+    leftover: str = "keep"
+
+
+@dataclass(frozen=True)
+class ExternalFile:
+    """A data file beside a model; `bytes` is its size."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A model file that was read or written. `bytes` is the size of the file itself, without its data files."""
+
+    path: str
+    kind: str
+    sha256: str | None = None
+    bytes: int | None = None
+    ir_version: int | None = None
+    opsets: Mapping[str, int] = field(default_factory=dict)
+    external: tuple[ExternalFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in the model that its owner should know, whether or not it folds. `severity`: error, warning, note."""
+
+    code: str
+    severity: str
+    message: str
+    remedy: str | None = None
+    affine: str | None = None
+    channels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Warning:
+    """Something the command did that its caller might not expect."""
+
+    code: str
+    message: str
+
+
+def _silent(stage: str) -> None:
+    """Tell nobody what stage the work is in."""
+
+
+@dataclass
+class Run:
+    """One command. None and empty mean: not known, or not done (yet).
+
+    `input` is the model that was read (`check`: the reference; `bench`: the first), `output` the one that was written
+    (`check`: the candidate). `before` and `after` count the model as read and as folded.
+    """
+
+    command: str
+    input: FileRecord | None = None
+    output: FileRecord | None = None
+    fold: FoldReport | None = None
+    before: ModelFacts | None = None
+    after: ModelFacts | None = None
+    check: Verification | None = None
+    bench: Benchmark | None = None
+    findings: list[Finding] = field(default_factory=list)
+    warnings: list[Warning] = field(default_factory=list)
+    providers: tuple[str, ...] = ()
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    progress: Callable[[str], None] = _silent
+
+    def warn(self, code: str, message: str) -> None:
+        """Note a warning once."""
+        warning = Warning(code, message)
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say that a stage begins, and note how long it took (in seconds) even if it fails."""
+        self.progress(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages.append((name, time.perf_counter() - start))
