@@ -82,3 +82,10 @@ class NoVerdict(BnfoldError):
 
     exit_code = Exit.NO_VERDICT
     default_code = "no-verdict"
+
+
+class GateMissed(BnfoldError):
+    """A `--gate` of bench does not hold."""
+
+    exit_code = Exit.GATE
+    default_code = "gate"

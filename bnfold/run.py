@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnfold.errors import UsageError
+
 if TYPE_CHECKING:
     from bnfold.bench import Benchmark
     from bnfold.folding import FoldReport
@@ -31,6 +33,15 @@ class RunOptions:
     provider: str = "cpu"
     provider_options: tuple[str, ...] = ()
     threads: int | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The provider options, read. Raises `UsageError` for one that is not `K=V`."""
+        pairs = [text.partition("=") for text in self.provider_options]
+        for key, equals, _ in pairs:
+            if not (key and equals):
+                raise UsageError(f"--provider-option {key!r} is not K=V", hint="--provider-option device_id=0")
+        return {key: value for key, _, value in pairs}
 
 
 @dataclass(frozen=True)

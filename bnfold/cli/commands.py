@@ -1,0 +1,290 @@
+"""What each command means: its flags, and the work that they ask for.
+
+A command does nothing itself. It returns a `Job`, and `conduct` sees to its end.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from bnfold.cli.flags import (
+    CheckFlags,
+    FoldFlags,
+    PolicyFlags,
+    ReportFlags,
+    RunFlags,
+    SourceFlags,
+    Texts,
+    flat,
+    unavailable,
+)
+from bnfold.cli.help import Command, Commands
+from bnfold.cli.job import Job
+from bnfold.errors import UsageError
+from bnfold.run import CheckOptions, Run
+
+app = typer.Typer(
+    cls=Commands,
+    name="bnfold",
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Model = Annotated[Path, typer.Argument(help="The model file.", show_default=False)]
+_out = partial(typer.Option, "-o", "--out", show_default=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from bnfold.reports.environment import tool_version
+
+        typer.echo(f"bnfold {tool_version()}")
+        raise typer.Exit
+
+
+_version = typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+
+
+@app.callback()
+def root(version: Annotated[bool, _version] = False) -> None:
+    """Fold batch normalisation out of inference graphs, prove that nothing changed, measure what it bought."""
+
+
+@app.command(cls=Command)
+@flat
+def export(
+    model: Model,
+    source: SourceFlags,
+    run: RunFlags,
+    fold: FoldFlags,
+    policy: PolicyFlags,
+    check: CheckFlags,
+    report: ReportFlags,
+    out: Annotated[Path | None, _out(metavar="OUT.onnx", help="Where to; MODEL with the suffix .onnx.")] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", min=7, help="The ONNX opset; the exporter's own.")] = None,
+    dtype: Annotated[Literal["float32", "keep"], typer.Option(help="The number type of the export.")] = "float32",
+    simplify: Annotated[bool, typer.Option("--simplify/--no-simplify", help="Run onnxsim on the result.")] = False,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the result too.")] = False,
+) -> Job:
+    """Turn any model file into a folded ONNX file."""
+
+    def work(record: Run) -> None:
+        from bnfold import pipeline
+
+        pipeline.run_export(
+            record,
+            model,
+            source=source.source(_given(run, out)),
+            run_options=run.options(),
+            fold_options=fold.options(),
+            check=check.options(),
+            output=fold.output(out),
+            opset=opset,
+            dtype=dtype,
+            simplify=simplify,
+            bench=bench,
+        )
+
+    return Job("export", report, work, (model,), policy)
+
+
+@app.command(cls=Command)
+@flat
+def fold(
+    model: Model,
+    source: SourceFlags,
+    run: RunFlags,
+    fold: FoldFlags,
+    policy: PolicyFlags,
+    check: CheckFlags,
+    report: ReportFlags,
+    out: Annotated[Path | None, _out(metavar="OUT", help="Where to; MODEL with .folded before its suffix.")] = None,
+) -> Job:
+    """Fold an .onnx or .pt2 file into one of its kind."""
+
+    def work(record: Run) -> None:
+        from bnfold import pipeline
+
+        pipeline.run_fold(
+            record,
+            model,
+            source=source.source(_given(run, out)),
+            run_options=run.options(),
+            fold_options=fold.options(),
+            check=check.options(),
+            output=fold.output(out),
+        )
+
+    return Job("fold", report, work, (model,), policy)
+
+
+@app.command(cls=Command)
+@flat
+def inspect(
+    model: Model,
+    source: SourceFlags,
+    policy: PolicyFlags,
+    report: ReportFlags,
+    fail_on: Annotated[
+        Texts, typer.Option("--fail-on", metavar="CODE|error|warning", help="Exit 3 on such a finding.")
+    ] = [],  # noqa: B006
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="REPORT.json", help="Exit 3 if worse than this report.")
+    ] = None,
+) -> Job:
+    """Say what would fold, what would not, and why."""
+
+    def work(record: Run) -> None:
+        _refuse_given({"--fail-on": fail_on, "--baseline": baseline})
+        from bnfold import pipeline
+
+        pipeline.run_inspect(record, model, source=source.source())
+
+    return Job("inspect", report, work, (model,), policy)
+
+
+@app.command(cls=Command)
+@flat
+def check(
+    source: SourceFlags,
+    run: RunFlags,
+    report: ReportFlags,
+    reference: Annotated[Path | None, typer.Argument(metavar="REFERENCE", help="The original model.")] = None,
+    candidate: Annotated[Path | None, typer.Argument(metavar="CANDIDATE", help="The model to compare.")] = None,
+    level: Annotated[
+        Literal["auto", "static", "full"],
+        typer.Option(help="static: no execution; full: a skipped layer is no verdict."),
+    ] = "auto",
+    rtol: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Relative tolerance, yours.")] = None,
+    atol: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Absolute tolerance, yours.")] = None,
+    min_top1: Annotated[
+        float | None, typer.Option("--min-top1", metavar="F", min=0.0, max=1.0, help="Least agreement of decisions.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="OUT.json", help="Write a certificate of the proof.")
+    ] = None,
+    verify_certificate: Annotated[
+        Path | None, typer.Option("--verify-certificate", metavar="CERT.json", help="Verify a certificate.")
+    ] = None,
+    save_failure: Annotated[
+        Path | None, typer.Option("--save-failure", metavar="DIR", help="Keep the inputs of a failure here.")
+    ] = None,
+) -> Job:
+    """Show whether two models are equivalent."""
+
+    def work(record: Run) -> None:
+        _refuse_given({"--certificate": certificate, "--verify-certificate": verify_certificate})
+        if reference is None or candidate is None:
+            raise UsageError(
+                "bnfold check needs two models, REFERENCE and CANDIDATE",
+                code="missing-argument",
+                hint=f"bnfold check {reference or 'model.onnx'} model.folded.onnx",
+            )
+        from bnfold import pipeline
+
+        pipeline.run_check(
+            record,
+            reference,
+            candidate,
+            source=source.source(run.words()),
+            run_options=run.options(),
+            check=CheckOptions(level=level, save_failure=save_failure),
+            rtol=rtol,
+            atol=atol,
+            min_top1=min_top1,
+        )
+
+    return Job("check", report, work, tuple(path for path in (reference, candidate) if path))
+
+
+@app.command(cls=Command)
+@flat
+def bench(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="The models; the first is the reference.")],
+    source: SourceFlags,
+    run: RunFlags,
+    report: ReportFlags,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="The batch size.")] = 1,
+    budget: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to measure for.")] = 60,
+    processes: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh processes to measure in.")] = 10,
+    dtype: Annotated[Literal["keep", "float16"], typer.Option(help="The number type to measure in.")] = "keep",
+    gate: Annotated[
+        Texts,
+        typer.Option(
+            metavar="RULE",
+            help="Exit 6 unless bn<=N, nodes<=N, macs<=N, bytes<=N or proved holds for the last model; repeatable.",
+        ),
+    ] = [],  # noqa: B006
+) -> Job:
+    """Measure models against each other."""
+
+    def work(record: Run) -> None:
+        _refuse_given({f"--dtype {dtype}": dtype != "keep"})
+        from bnfold import pipeline
+
+        pipeline.run_bench(
+            record,
+            tuple(models),
+            source=source.source(run.words()),
+            run_options=run.options(),
+            batch=batch,
+            budget=budget,
+            processes=processes,
+            gates=tuple(gate),
+        )
+
+    return Job("bench", report, work, tuple(models))
+
+
+@app.command(cls=Command)
+@flat
+def explain(
+    report: ReportFlags,
+    code: Annotated[str | None, typer.Argument(metavar="CODE", help="A reason code; all of them without it.")] = None,
+) -> Job:
+    """Explain why batch norms stay: the reason codes."""
+    said: list[str] = []
+
+    def work(record: Run) -> None:
+        from bnfold.reports.explain import findings, lookup, render
+
+        reasons = lookup(code)
+        record.findings += findings(reasons)
+        said.append(render(reasons))
+
+    return Job("explain", report, work, show=lambda: "".join(said))
+
+
+@app.command(cls=Command)
+@flat
+def demo(
+    report: ReportFlags,
+    out: Annotated[Path | None, _out(metavar="DIR", help="A folder for the files; a fresh temporary one.")] = None,
+) -> Job:
+    """Inspect, fold and check a small shipped model."""
+    from bnfold.cli.demo import Demo
+
+    demonstration = Demo(out)
+    return Job("demo", report, demonstration.work, show=demonstration.show)
+
+
+def parse(argv: list[str]) -> Job | int:
+    """The job that the command line asks for, or the exit code where typer has done everything (`--help`)."""
+    parsed = typer.main.get_command(app).main(argv, prog_name="bnfold", standalone_mode=False)
+    return cast("Job | int", parsed)
+
+
+def _given(run: RunFlags, out: Path | None) -> tuple[str, ...]:
+    return (*run.words(), *(("-o", str(out)) if out else ()))
+
+
+def _refuse_given(flags: dict[str, Any]) -> None:
+    for flag, value in flags.items():
+        if value:
+            raise unavailable(flag)

@@ -1,0 +1,60 @@
+"""What typer says about a call that cannot be meant, as one sentence and the command to run next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bnfold.errors import UsageError
+from bnfold.reports.text import did_you_mean
+
+EXAMPLES = {
+    "export": "bnfold export model.pt",
+    "fold": "bnfold fold model.onnx",
+    "inspect": "bnfold inspect model.onnx",
+    "check": "bnfold check model.onnx model.folded.onnx",
+    "bench": "bnfold bench model.onnx model.folded.onnx",
+}
+
+
+def is_usage(error: BaseException) -> bool:
+    """Whether typer raised this about the command line (its classes have moved between its versions)."""
+    return callable(getattr(error, "format_message", None)) and getattr(error, "exit_code", None) in (1, 2)
+
+
+def usage_error(error: Any) -> UsageError:
+    """The same complaint in bnfold's words."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "bnfold"
+    name = command.rpartition(" ")[2]
+    kind = type(error).__name__
+    if kind == "MissingParameter":
+        metavar = error.param.metavar or error.param.name.upper()
+        return UsageError(f"{command} needs {metavar}", code="missing-argument", hint=EXAMPLES.get(name))
+    if kind == "NoSuchOption":
+        near = did_you_mean(error.option_name, _flags(context))
+        return UsageError(
+            f"{command} has no flag {error.option_name}{near}", code="unknown-flag", hint=f"{command} --help"
+        )
+    if kind == "BadParameter" and error.param is not None:
+        return UsageError(_bad_value(error), code="bad-value", hint=f"{command} --help")
+    message = _sentence(error.format_message())
+    if message == "missing command":
+        return UsageError("no command was given", code="missing-command", hint="bnfold --help")
+    return UsageError(message, hint=f"{command} --help")
+
+
+def _bad_value(error: Any) -> str:
+    flag = max(error.param.opts, key=len)
+    if error.param.param_type_name == "argument":
+        flag = error.param.metavar or flag
+    return f"the value of {flag} cannot be used: {_sentence(error.message.removeprefix('Value error, '))}"
+
+
+def _flags(context: Any) -> list[str]:
+    return [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+
+
+def _sentence(text: str) -> str:
+    """One line, beginning small and ending without a full stop, as every message of bnfold does."""
+    line = " ".join(text.split()).rstrip(".")
+    return line[:1].lower() + line[1:]

@@ -1,0 +1,114 @@
+"""One set of verbs for every kind of model, so that a command is written once.
+
+`dialect_of(model)` answers with a `Dialect`: how models of this kind are folded, counted, run and written. A framework is
+imported when its dialect is first asked for, so work on ONNX never imports torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bnfold import saving
+from bnfold.errors import Rejected
+from bnfold.evidence import Evidence
+from bnfold.folding import FoldOptions, FoldReport
+from bnfold.model import ModelFacts, Runner, Signature
+from bnfold.run import RunOptions
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What bnfold does with a model of one kind. Nothing here changes the model that is passed in.
+
+    `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
+    `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
+    `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
+    `actual` executes the model as it is in the `runtime`, graph optimisations off; `write` saves atomically.
+    """
+
+    suffix: str
+    runtime: str
+    executor: str
+    fold: Callable[[Any, FoldOptions], tuple[Any, FoldReport]]
+    facts: Callable[[Any], ModelFacts]
+    signature: Callable[[Any], Signature]
+    evidence: Callable[[Any], Evidence]
+    identity: Callable[[Any], list[str]]
+    decides: Callable[[Any], bool]
+    as_float64: Callable[[Any], Any]
+    exact: Callable[[Any], Runner]
+    actual: Callable[[Any, RunOptions], Runner]
+    write: Callable[[Path, Any], None]
+
+    def version(self) -> str:
+        """The installed version of the runtime."""
+        return metadata.version(self.runtime)
+
+
+def onnx_dialect() -> Dialect:
+    """`onnx_ir.Model`, run by onnxruntime; in float64 by the reference evaluator."""
+    from bnfold.frontends import onnx
+    from bnfold.verify.float64 import float64_runner
+
+    def actual(model: Any, options: RunOptions) -> Runner:
+        from bnfold.runtime import session
+
+        return session(
+            onnx.to_bytes(model),
+            provider=options.provider,
+            provider_options=options.settings,
+            threads=options.threads,
+            optimise=False,
+        )
+
+    return Dialect(
+        suffix=".onnx",
+        runtime="onnxruntime",
+        executor="onnx.reference in float64",
+        fold=onnx.fold_model,
+        facts=onnx.facts,
+        signature=onnx.signature,
+        evidence=onnx.evidence,
+        identity=onnx.identity,
+        decides=onnx.decides,
+        as_float64=onnx.as_float64,
+        exact=lambda model: float64_runner(onnx.to_proto(onnx.as_float64(model))),
+        actual=actual,
+        write=saving.write_onnx,
+    )
+
+
+def torch_dialect() -> Dialect:
+    """`torch.export.ExportedProgram`, run by torch itself."""
+    from bnfold.frontends import torch
+
+    return Dialect(
+        suffix=".pt2",
+        runtime="torch",
+        executor="torch in float64",
+        fold=torch.fold_program,
+        facts=torch.facts,
+        signature=torch.signature,
+        evidence=torch.evidence,
+        identity=lambda program: [],
+        decides=torch.decides,
+        as_float64=torch.as_float64,
+        exact=lambda program: torch.runner(torch.as_float64(program), torch.signature(program)),
+        actual=lambda program, _: torch.runner(program, torch.signature(program)),
+        write=saving.write_program,
+    )
+
+
+def dialect_of(model: Any) -> Dialect:
+    """The dialect of a loaded model, told without importing a framework that the model does not come from."""
+    family = type(model).__module__.split(".")[0]
+    if family == "onnx_ir":
+        return onnx_dialect()
+    if family == "torch" and isinstance(model, sys.modules["torch"].export.ExportedProgram):
+        return torch_dialect()
+    raise Rejected(f"{type(model).__qualname__} is no model that bnfold reads", code="not-a-model")

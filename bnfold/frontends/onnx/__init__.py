@@ -1,0 +1,38 @@
+"""ONNX, read and written through onnx_ir.
+
+    model = read(path)                      an `onnx_ir.Model`; stored tensors stay on disk or shared until needed
+    folded, report = fold_model(model)      the input is never changed
+    save(folded, target)
+
+Every other function answers a question about a model: `signature`, `facts`, `evidence`, `as_float64`.
+This package is the only one that imports onnx_ir. It never imports torch.
+"""
+
+from bnfold.frontends.onnx.evidence import evidence
+from bnfold.frontends.onnx.facts import facts, signature
+from bnfold.frontends.onnx.float64 import as_float64
+from bnfold.frontends.onnx.fold import clone, fold_model
+from bnfold.frontends.onnx.graph import OnnxGraph
+from bnfold.frontends.onnx.identity import decides, identity
+from bnfold.frontends.onnx.normalise import normalise
+from bnfold.frontends.onnx.reading import from_bytes, from_proto, read
+from bnfold.frontends.onnx.writing import save, to_bytes, to_proto
+
+__all__ = [
+    "OnnxGraph",
+    "as_float64",
+    "clone",
+    "decides",
+    "evidence",
+    "facts",
+    "fold_model",
+    "from_bytes",
+    "from_proto",
+    "identity",
+    "normalise",
+    "read",
+    "save",
+    "signature",
+    "to_bytes",
+    "to_proto",
+]

@@ -1,0 +1,273 @@
+"""Which values are known before the model runs, and what they are.
+
+A value is constant if it is stored, or computed from constants by the few operators that exporters leave behind
+(Shape → Expand → CastLike, Sqrt of a variance, a transposed weight). Computing is lazy and bounded: the size of a
+result is known before it is made, and a model may not grow beyond a small multiple of what it stores. Floats are
+computed in float64, whatever type the model computes them in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.algebra import Array
+from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.inferred import SMALL, Inferred
+from bnfold.graph import Reason
+
+Arrays = Sequence[NDArray[Any]]
+Size = Callable[[ir.Node, Arrays], int]
+
+MAX_DEPTH = 64
+FREE_ELEMENTS = 1 << 20
+GROWTH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A value known before the model runs: its shape, the type it has in the model, and how to get its numbers.
+
+    `exact` says that no rounding operator was skipped on the way, so that storing it changes nothing.
+    """
+
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    load: Callable[[], NDArray[Any]]
+    exact: bool = True
+
+    def array(self) -> Array:
+        """The numbers in float64, of the constant's shape."""
+        return np.asarray(self.load(), dtype=np.float64).reshape(self.shape)
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+def _broadcast(node: ir.Node, inputs: Arrays) -> int:
+    return prod(np.broadcast_shapes(*(array.shape for array in inputs)))
+
+
+def _first(node: ir.Node, inputs: Arrays) -> int:
+    return inputs[0].size
+
+
+def _total(node: ir.Node, inputs: Arrays) -> int:
+    return sum(array.size for array in inputs)
+
+
+def _rank(node: ir.Node, inputs: Arrays) -> int:
+    return max(1, inputs[0].ndim)
+
+
+def _expanded(node: ir.Node, inputs: Arrays) -> int:
+    return prod(np.broadcast_shapes(inputs[0].shape, tuple(int(size) for size in inputs[1])))
+
+
+def _filled(node: ir.Node, inputs: Arrays) -> int:
+    return prod(int(size) for size in inputs[0])
+
+
+def _tiled(node: ir.Node, inputs: Arrays) -> int:
+    return prod((inputs[0].size, *(int(times) for times in inputs[1])))
+
+
+def _gathered(node: ir.Node, inputs: Arrays) -> int:
+    return inputs[0].size * max(1, inputs[1].size)
+
+
+MOVES: dict[str, Size] = {
+    **dict.fromkeys(("Identity", "Cast", "CastLike", "Reshape", "Transpose"), _first),
+    **dict.fromkeys(("Squeeze", "Unsqueeze", "Flatten", "Slice"), _first),
+    **dict.fromkeys(("Shape", "Size"), _rank),
+    "Concat": _total,
+    "Gather": _gathered,
+    "Expand": _expanded,
+    "ConstantOfShape": _filled,
+    "Tile": _tiled,
+    "Where": _broadcast,
+}
+ARITHMETIC: dict[str, Size] = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"), _broadcast),
+    **dict.fromkeys(("Sqrt", "Reciprocal", "Neg", "Abs", "Exp", "Log"), _first),
+    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceProd", "ReduceL2", "ReduceSumSquare"), _first),
+}
+COMPUTED = MOVES | ARITHMETIC
+
+
+class Constants:
+    """Answers, for any value of the model, whether it is constant. Answers are kept."""
+
+    def __init__(self, model: ir.Model, inferred: Inferred | None = None) -> None:
+        self.inferred = inferred or known_types(model)
+        self._model = model
+        self._versions = walking.opset(model)
+        self._known: dict[ir.Value, Constant | None] = {}
+        self._spent = 0
+
+    def of(self, value: ir.Value) -> Constant | None:
+        """The constant, or None where the value is only known at run time."""
+        return self._of(value, 0)
+
+    def why_not(self, value: ir.Value) -> Reason:
+        """Why a value is no constant."""
+        node, depth = value.producer(), 0
+        while node is not None and depth < MAX_DEPTH:
+            if is_quantised(node):
+                return Reason.QUANTISED
+            if not walking.is_standard(node, *COMPUTED) or not node.inputs or node.inputs[0] is None:
+                break
+            node, depth = node.inputs[0].producer(), depth + 1
+        return Reason.PARAMETER_NOT_CONSTANT
+
+    def is_overridable(self, value: ir.Value) -> bool:
+        """Whether the caller may replace a stored value at run time (before IR version 4 every one was declared)."""
+        return value.is_graph_input() and not (self._model.ir_version < 4 and value.graph is self._model.graph)
+
+    def _of(self, value: ir.Value, depth: int) -> Constant | None:
+        if value not in self._known and depth < MAX_DEPTH:
+            tensor = self._stored(value)
+            node = value.producer()
+            if tensor is not None:
+                self._known[value] = Constant(
+                    tuple(int(size) for size in tensor.shape.numpy()), tensor.dtype, tensor.numpy
+                )
+            elif node is None or not walking.is_standard(node, *COMPUTED) or value is not node.outputs[0]:
+                self._known[value] = None
+            else:
+                self._known[value] = self._computed(node, depth + 1)
+        return self._known.get(value)
+
+    def _stored(self, value: ir.Value) -> ir.TensorProtocol | None:
+        if value.is_initializer():
+            return None if self.is_overridable(value) else value.const_value
+        node = value.producer()
+        if node is None or not walking.is_standard(node, "Constant") or len(node.attributes) != 1:
+            return None
+        return constant_tensor(node)
+
+    def _computed(self, node: ir.Node, depth: int) -> Constant | None:
+        if any(attribute.is_ref() for attribute in node.attributes.values()) or None in node.inputs:
+            return None
+        if node.op_type == "Shape" and node.inputs[0] is not None and self._of(node.inputs[0], depth) is None:
+            return _measured(node, self.inferred.shape(node.inputs[0]))
+        like = node.op_type == "CastLike"
+        read = node.inputs[:1] if like else node.inputs
+        inputs = [self._of(value, depth) for value in read if value is not None]
+        dtype = self._dtype(node, inputs)
+        if dtype is None or any(known is None for known in inputs):
+            return None
+        known = [constant for constant in inputs if constant is not None]
+        try:
+            result = self._evaluate(node, [_wide(constant) for constant in known], dtype)
+        except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
+            return None  # what cannot be computed now fails in the same way when the model runs
+        if result is None:
+            return None
+        rounds = node.op_type in ARITHMETIC and dtype in walking.FLOATS
+        exact = not rounds and all(constant.exact for constant in known)
+        return Constant(result.shape, dtype, lambda: result, exact)
+
+    def _dtype(self, node: ir.Node, inputs: Sequence[Constant | None]) -> ir.DataType | None:
+        if node.op_type in ("Shape", "Size"):
+            return ir.DataType.INT64
+        if node.op_type == "Cast":
+            return ir.DataType(node.attributes["to"].as_int()) if "to" in node.attributes else None
+        if node.op_type == "CastLike" and node.inputs[1] is not None:
+            target = self.of(node.inputs[1])
+            return target.dtype if target else self.inferred.dtype(node.inputs[1])
+        if node.op_type == "ConstantOfShape":
+            value = node.attributes.get("value")
+            return value.as_tensor().dtype if value else ir.DataType.FLOAT
+        position = 1 if node.op_type == "Where" else 0
+        first = inputs[position] if len(inputs) > position else None
+        return first.dtype if first else None
+
+    def _evaluate(self, node: ir.Node, inputs: Arrays, dtype: ir.DataType) -> NDArray[Any] | None:
+        size = COMPUTED[node.op_type](node, inputs)
+        if self._spent + size > self._budget:
+            return None
+        self._spent += size
+        with np.errstate(all="ignore"):
+            if node.op_type in ("Cast", "CastLike"):
+                return inputs[0].astype(_wide_type(dtype))
+            if node.op_type == "ConstantOfShape":
+                return _fill(node, tuple(int(length) for length in inputs[0]), dtype)
+            return np.asarray(_reference(node, self._versions.get(node, walking.model_opset(self._model)), inputs))
+
+    @cached_property
+    def _budget(self) -> int:
+        return FREE_ELEMENTS + GROWTH * sum(tensor.size for tensor in walking.stored_tensors(self._model))
+
+
+def known_types(model: ir.Model) -> Inferred:
+    """Types inferred with the help of the integers that the model computes from constants: shapes, axes, pads."""
+    constants = Constants(model, Inferred(model))
+
+    def integers(value: ir.Value) -> ir.TensorProtocol | None:
+        known = constants.of(value)
+        small = known is not None and known.dtype == ir.DataType.INT64 and known.size <= SMALL
+        return ir.Tensor(np.asarray(known.load()), name=value.name) if known is not None and small else None
+
+    return Inferred(model, integers)
+
+
+def _measured(node: ir.Node, shape: tuple[int | str | None, ...] | None) -> Constant | None:
+    """Shape of a value that is not constant itself, where the sizes it gives are known."""
+    start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
+    given = None if shape is None else shape[start:end]
+    sizes = [size for size in given or () if isinstance(size, int)]
+    if given is None or len(sizes) != len(given):
+        return None
+    return Constant((len(sizes),), ir.DataType.INT64, lambda: np.array(sizes, dtype=np.int64))
+
+
+def is_quantised(node: ir.Node) -> bool:
+    """Whether the node computes on quantised numbers, or makes or unmakes them."""
+    name = node.op_type
+    return name.startswith(("Quantize", "Dequantize", "DynamicQuantize", "QLinear", "QGemm")) or name.endswith(
+        "Integer"
+    )
+
+
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor that a Constant node holds, None where it holds something else."""
+    name, attribute = next(iter(node.attributes.items()))
+    if attribute.is_ref():
+        return None
+    if name == "value":
+        return attribute.as_tensor()
+    if name in ("value_float", "value_floats"):
+        return ir.Tensor(np.array(attribute.value, dtype=np.float32))
+    if name in ("value_int", "value_ints"):
+        return ir.Tensor(np.array(attribute.value, dtype=np.int64))
+    return None
+
+
+def _wide(constant: Constant) -> NDArray[Any]:
+    return constant.array() if constant.dtype in walking.FLOATS else np.asarray(constant.load())
+
+
+def _wide_type(dtype: ir.DataType) -> Any:
+    return np.float64 if dtype in walking.FLOATS else dtype.numpy()
+
+
+def _fill(node: ir.Node, shape: tuple[int, ...], dtype: ir.DataType) -> NDArray[Any]:
+    value = node.attributes.get("value")
+    number = value.as_tensor().numpy().reshape(-1)[0] if value else 0
+    return np.full(shape, number).astype(_wide_type(dtype))
+
+
+def _reference(node: ir.Node, version: int, inputs: Arrays) -> Any:
+    from onnx.reference.ops import load_op  # 0.1 s, needed only where something is computed
+
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return load_op("", node.op_type, version).eval(*inputs, **attributes)

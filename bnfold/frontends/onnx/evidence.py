@@ -1,0 +1,156 @@
+"""What the file stores, read again on another path than the one that folds.
+
+Nothing here uses a lens or the numbers of `OnnxGraph`: the certificate derives every new weight from these records,
+and a mistake that both paths share would stay unseen. Parameters that the model computes are evaluated by onnx's
+reference implementation, in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.evidence import Evidence, StoredLinear, StoredNorm
+from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.constants import COMPUTED, MAX_DEPTH, constant_tensor, known_types
+
+Stored = NDArray[Any]
+
+MAX_ELEMENTS = 1 << 24
+
+
+def evidence(model: ir.Model) -> Evidence:
+    """The stored parameters of every batch norm and linear operator that has constant ones, by node name.
+
+    Arrays have their stored dtype, computed ones float64. What cannot be read is left out.
+    """
+    names, reader = walking.site_names(model), _Reader(model)
+    norms, linears = {}, {}
+    for node in walking.nodes(model):
+        if walking.is_standard(node, "BatchNormalization"):
+            if norm := reader.norm(node):
+                norms[names[node]] = norm
+        elif walking.is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul") and (linear := reader.linear(node)):
+            linears[names[node]] = linear
+    return Evidence(norms, linears)
+
+
+class _Reader:
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._inferred = known_types(model)
+        self._results: dict[ir.Value, Stored | None] = {}
+        self._left = MAX_ELEMENTS
+
+    def norm(self, node: ir.Node) -> StoredNorm | None:
+        gamma, beta, mean, variance = (self._array(value) for value in node.inputs[1:5])
+        epsilon = node.attributes.get("epsilon")
+        if gamma is None or beta is None or mean is None or variance is None or (epsilon and epsilon.is_ref()):
+            return None
+        return StoredNorm(gamma, beta, mean, variance, float(np.float32(epsilon.value if epsilon else 1e-5)))
+
+    def linear(self, node: ir.Node) -> StoredLinear | None:
+        if node.op_type == "MatMul":
+            return self._matmul(node)
+        weight = self._array(node.inputs[1])
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = self._array(bias_value)
+        known = {name: attribute.value for name, attribute in node.attributes.items() if not attribute.is_ref()}
+        if weight is None or (bias is None) != (bias_value is None) or len(known) != len(node.attributes):
+            return None
+        if node.op_type != "Gemm":
+            layout = "conv" if node.op_type == "Conv" else "conv_transpose"
+            return StoredLinear(layout, weight, bias, groups=known.get("group", 1))  # type: ignore[arg-type]
+        if bias is not None and bias.size > 1 and bias.shape[-1] != bias.size:
+            return None
+        alpha, beta = (float(np.float32(known.get(name, 1.0))) for name in ("alpha", "beta"))
+        flat = None if bias is None else bias.reshape(-1)
+        return StoredLinear("linear" if known.get("transB") else "matmul", weight, flat, alpha=alpha, beta=beta)
+
+    def _matmul(self, node: ir.Node) -> StoredLinear | None:
+        left, right = node.inputs
+        on_right = self._array(right)
+        weight = on_right if on_right is not None else self._array(left)
+        if weight is None or weight.ndim < 2 or weight.size != weight.shape[-1] * weight.shape[-2]:
+            return None
+        rows, columns = weight.shape[-2:]
+        matrix = weight.reshape(rows, columns)
+        if on_right is not None:
+            return StoredLinear("matmul", matrix, self._added(node, left, columns, (-1,)))
+        return StoredLinear("linear", matrix, self._added(node, right, rows, (-1, 1)))
+
+    def _added(self, node: ir.Node, data: ir.Value | None, channels: int, column: tuple[int, ...]) -> Stored | None:
+        """The constant per channel that the only reader of a product adds, if there is one."""
+        product = node.outputs[0]
+        readers = [use for use in product.uses() if use.node.op_type not in walking.SHAPE_READERS]
+        if len(readers) != 1 or product.is_graph_output() or not walking.is_standard(readers[0].node, "Add"):
+            return None
+        add, index = readers[0].node, readers[0].idx
+        term = self._array(add.inputs[1 - index]) if add.graph is node.graph else None
+        rank = self._inferred.rank(data) if data is not None else None
+        if term is None or term.ndim > (rank or 1):
+            return None
+        flat = term.reshape(-1)
+        if term.size not in (1, channels) or (term.size > 1 and term.squeeze().shape != flat.shape):
+            return None
+        aligned = term.size == 1 or np.broadcast_shapes(term.shape, flat.reshape(column).shape) == term.shape
+        return flat if aligned else None
+
+    def _array(self, value: ir.Value | None, depth: int = 0) -> Stored | None:
+        """The numbers of a value that is stored or computed from stored ones."""
+        if value is None:
+            return None
+        if (tensor := self._tensor(value)) is not None:
+            return np.asarray(tensor.numpy())
+        if value not in self._results:
+            self._results[value] = self._computed(value.producer(), depth + 1)
+        return self._results[value]
+
+    def _tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
+        if not value.is_initializer():
+            node = value.producer()
+            return constant_tensor(node) if node is not None and walking.is_standard(node, "Constant") else None
+        return None if value.is_graph_input() and self._model.ir_version >= 4 else value.const_value
+
+    def _computed(self, node: ir.Node | None, depth: int) -> Stored | None:
+        """The result of a node whose inputs are all stored or computed."""
+        known = node is not None and walking.is_standard(node, *COMPUTED) and depth <= MAX_DEPTH
+        if node is None or not known or any(attribute.is_ref() for attribute in node.attributes.values()):
+            return None
+        inputs = [self._array(value, depth) for value in node.inputs[: 1 if node.op_type == "CastLike" else None]]
+        arrays = [array for array in inputs if array is not None]
+        return self._run(node, arrays) if len(arrays) == len(inputs) else None
+
+    def _run(self, node: ir.Node, arrays: list[Stored]) -> Stored | None:
+        from onnx.reference import ReferenceEvaluator  # 0.2 s, needed only where something is computed
+
+        try:
+            wide = [array if array.dtype.kind in "iub" else array.astype(np.float64) for array in arrays]
+            self._left -= COMPUTED[node.op_type](node, wide)
+            if self._left < 0:
+                return None
+            feeds = {f"x{position}": array for position, array in enumerate(wide)}
+            model = _one_node(node, list(feeds), walking.model_opset(self._model))
+            result: Stored = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
+        except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
+            return None  # what cannot be computed now fails in the same way when the model runs
+        return result if result.dtype.kind in "iub" else result.astype(np.float64)
+
+
+def _one_node(node: ir.Node, names: list[str], version: int) -> onnx.ModelProto:
+    """The node alone, on doubles: a cast between floats changes nothing, and all float types are one."""
+    proto = ir.serde.serialize_node(node)
+    del proto.input[:]
+    proto.input.extend(names)
+    to_float = node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in walking.FLOATS
+    if to_float or node.op_type == "CastLike":
+        proto.op_type = "Identity"
+        del proto.attribute[:]
+    inputs = [onnx.helper.make_empty_tensor_value_info(name) for name in names]
+    output = onnx.helper.make_empty_tensor_value_info(proto.output[0])
+    graph = onnx.helper.make_graph([proto], "node", inputs, [output])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])

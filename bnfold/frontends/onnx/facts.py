@@ -1,0 +1,93 @@
+"""What can be counted in a model, and what goes in and out of it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx_ir as ir
+
+from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.constants import known_types
+from bnfold.frontends.onnx.inferred import Inferred
+from bnfold.model import ModelFacts, Port, Signature
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+CONSTANT_LIKE = ("Constant", "ConstantOfShape", "Shape", "Size")
+
+
+def signature(model: ir.Model) -> Signature:
+    """Inputs that a caller must give (those backed by an initializer are not among them), and outputs, in order."""
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    return Signature(tuple(map(_port, inputs)), tuple(map(_port, model.graph.outputs)))
+
+
+def facts(model: ir.Model) -> ModelFacts:
+    """Counts over the graph, the bodies of control flow and the functions, each counted once."""
+    every = list(walking.nodes(model))
+    tensors = list(walking.stored_tensors(model))
+    floats = [tensor for tensor in tensors if tensor.dtype in walking.FLOATS]
+    return ModelFacts(
+        batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
+        nodes=len(every),
+        compute_nodes=len(every) - _bookkeeping(every),
+        parameters=sum(tensor.size for tensor in floats),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        macs=_macs(_at_batch_one(model)),
+    )
+
+
+def _port(value: ir.Value) -> Port:
+    kind = value.type
+    dtype = kind.dtype.numpy().name if isinstance(kind, ir.TensorType) else str(kind or "unknown")
+    if value.shape is None:
+        return Port(value.name or "", dtype, None)
+    return Port(value.name or "", dtype, tuple(size if isinstance(size, int) else size.value for size in value.shape))
+
+
+def _bookkeeping(every: list[ir.Node]) -> int:
+    """How many nodes compute only from constants and shapes."""
+    known: set[ir.Value] = set()
+    count = 0
+    for node in every:
+        inputs = [value for value in node.inputs if value is not None][: 1 if node.op_type == "CastLike" else None]
+        constant = bool(inputs) and all(value in known or value.is_initializer() for value in inputs)
+        if constant or walking.is_standard(node, *CONSTANT_LIKE):
+            known.update(node.outputs)
+            count += 1
+    return count
+
+
+def _macs(model: ir.Model) -> int | None:
+    """Multiply-adds of all matrix products and convolutions; None where a size is not known."""
+    inferred = known_types(model)
+    counts = [_node_macs(node, inferred) for node in walking.nodes(model) if walking.is_standard(node, *LINEAR)]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _node_macs(node: ir.Node, inferred: Inferred) -> int | None:
+    data, weight, result = (_sizes(inferred, value) for value in (*node.inputs[:2], node.outputs[0]))
+    if data is None or weight is None or result is None:
+        return None
+    if node.op_type == "Conv":
+        return prod(result) * prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return prod(data) * prod(weight[1:])
+    turned = node.op_type == "Gemm" and "transA" in node.attributes and node.attributes["transA"].as_int()
+    return prod(result) * data[0 if turned else -1]
+
+
+def _sizes(inferred: Inferred, value: ir.Value | None) -> tuple[int, ...] | None:
+    shape = None if value is None else inferred.shape(value)
+    if shape is None or not shape:
+        return None
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    return sizes if len(sizes) == len(shape) else None
+
+
+def _at_batch_one(model: ir.Model) -> ir.Model:
+    """The model with a first axis of its inputs that has no size taken as 1."""
+    single = model.clone()
+    for value in single.graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([1, *value.shape[1:]])
+    return single

@@ -1,0 +1,268 @@
+"""OnnxGraph: an onnx_ir model as the rules see it.
+
+Nodes are `ir.Node`, values are `ir.Value`, wherever in the model they live. Questions are answered here; what changes
+the model is in `storing.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import onnx.defs
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.algebra import LinearOp
+from bnfold.frontends.onnx import lenses, walking
+from bnfold.frontends.onnx.constants import MAX_DEPTH, Constant, Constants, is_quantised
+from bnfold.frontends.onnx.lenses import Slot, Spelling
+from bnfold.frontends.onnx.rounding import is_finite, rounded
+from bnfold.frontends.onnx.storing import Store, take_place
+from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """The parameters of `op` in the types that the node will hold; `bias` is None where none is written."""
+
+    op: LinearOp
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None
+
+
+class OnnxGraph:
+    """`Graph[ir.Node, ir.Value]` over a model, which it changes in place.
+
+    `names` are the names of the nodes as the user knows them, where the model was normalised since.
+    """
+
+    def __init__(
+        self, model: ir.Model, names: Mapping[ir.Node, str] | None = None, constants: Constants | None = None
+    ) -> None:
+        self._model = model
+        self._names = names if names is not None else walking.site_names(model)
+        self._constants = constants or Constants(model)
+        self._versions = walking.opset(model)
+        self._calls = {(function.domain, function.name) for function in model.functions.values()}
+        self._spellings: dict[ir.Node, Spelling | Reason] = {}
+        self._biases: dict[ir.Node, tuple[Slot, Constant] | None] = {}
+        self._rounded: dict[ir.Node, Rounded] = {}
+        self._store = Store(model)
+
+    def affines(self) -> Sequence[ir.Node]:
+        return [node for node in walking.nodes(self._model) if self._is(node, "BatchNormalization")]
+
+    def site(self, node: ir.Node) -> Site:
+        return Site(self._names[node], node.op_type, _module(node), _source(node))
+
+    def data(self, node: ir.Node) -> ir.Value:
+        value = node.inputs[self._data_port(node)]
+        assert value is not None, "an operator that was read has data"
+        return value
+
+    def result(self, node: ir.Node) -> ir.Value:
+        bias = self.added_bias(node)
+        return (bias[0].node if bias else node).outputs[0]
+
+    def producer(self, value: ir.Value) -> ir.Node | None:
+        node = value.producer()
+        return None if node is None else self._whole(node)
+
+    def uses(self, value: ir.Value) -> Sequence[Use[ir.Node] | Reason]:
+        found: list[Use[ir.Node] | Reason] = [Reason.IS_GRAPH_OUTPUT] if value.is_graph_output() else []
+        for reader, index in walking.content_uses(value):
+            whole = self._whole(reader)
+            if reader.graph is not value.graph:
+                found.append(Reason.CAPTURED_BY_SUBGRAPH)
+            elif whole is not reader or index != self._data_port(reader, index):
+                found.append((whole, None))
+            else:
+                found.append((reader, index))
+        return found
+
+    def read(self, node: ir.Node) -> Reading:
+        if is_quantised(node):
+            return Reason.QUANTISED
+        if self._is(node, "BatchNormalization"):
+            return lenses.batch_norm(node, self._version(node), self)
+        spelling = self._spelling(node)
+        return spelling if isinstance(spelling, Reason) else spelling.operator()
+
+    def fits(self, node: ir.Node, op: LinearOp) -> Reason | None:
+        spelling = self._spelled(node)
+        parameters = op.evaluate()
+        if not (np.isfinite(parameters.taps).all() and np.isfinite(parameters.bias).all()):
+            return Reason.NON_FINITE
+        weight = rounded(spelling.stored(parameters.taps), spelling.weight.dtype)
+        bias = None
+        if spelling.bias is not None or np.any(parameters.bias != 0):
+            dtype = (spelling.bias or spelling.weight).dtype
+            bias = rounded(parameters.bias.reshape(spelling.bias_shape), dtype)
+        if not (is_finite(weight) and (bias is None or is_finite(bias))):
+            return Reason.OVERFLOW
+        self._rounded[node] = Rounded(op, weight, bias)
+        return None
+
+    def shared(self, node: ir.Node) -> SharedWeight | None:
+        slot = self._spelled(node).weight_slot
+        value = slot.node.inputs[slot.index]
+        if value is None:
+            return None
+        nbytes = self._spelled(node).weight.size * self._spelled(node).weight.dtype.itemsize
+        readers = len({reader for reader, _ in walking.content_uses(value)}) + value.is_graph_output()
+        if readers > 1:
+            return SharedWeight(value, int(nbytes), readers)
+        return SharedWeight(value, int(nbytes), readers + 1) if _computed_from_shared(value) else None
+
+    def parameter_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in walking.stored_tensors(self._model))
+
+    def write(self, node: ir.Node, op: LinearOp) -> None:
+        """Write the parameters of `op`, which `fits` has accepted, in the node's own spelling with unit factors."""
+        spelling = self._spelled(node)
+        new = self._rounded.pop(node, None)
+        if new is None or new.op is not op:
+            assert self.fits(node, op) is None, "only what fits is written"
+            new = self._rounded.pop(node)
+        for name in ("alpha", "beta"):
+            node.attributes.pop(name, None)
+        weight = node.inputs[spelling.weight_slot.index]
+        assert weight is not None, "an operator that was read has a weight"
+        self._store.put(spelling.weight_slot, new.weight, weight)
+        if new.bias is None:
+            return
+        if spelling.bias_slot is not None:
+            self._store.put(spelling.bias_slot, new.bias, weight)
+        else:
+            self._store.add_bias(node, new.bias, weight)
+
+    def bypass(self, node: ir.Node) -> None:
+        data, result, graph = self.data(node), self.result(node), node.graph
+        assert graph is not None, "a node of the model is in a graph"
+        take_place(result, data)
+        graph.remove(node, safe=True)
+
+    # What lenses ask.
+
+    def constant(self, value: ir.Value) -> Constant | None:
+        """The value, if it is known before the model runs."""
+        return self._constants.of(value)
+
+    def why_not(self, value: ir.Value) -> Reason:
+        """Why it is not."""
+        return self._constants.why_not(value)
+
+    def rank(self, value: ir.Value) -> int | None:
+        """The rank that follows from the inputs of the model."""
+        return self._constants.inferred.rank(value)
+
+    def added_bias(self, node: ir.Node) -> tuple[Slot, Constant] | None:
+        """The bias of a MatMul: a constant per channel that the only reader of its result adds."""
+        if not self._is(node, "MatMul"):
+            return None
+        if node not in self._biases:
+            self._biases[node] = self._find_bias(node)
+        return self._biases[node]
+
+    def _find_bias(self, node: ir.Node) -> tuple[Slot, Constant] | None:
+        value, position = node.outputs[0], lenses.matrix_position(node, self)
+        readers = walking.content_uses(value)
+        if isinstance(position, Reason) or value.is_graph_output() or len(readers) != 1:
+            return None
+        add, index = readers[0]
+        matrix, data = node.inputs[position], node.inputs[1 - position]
+        other = add.inputs[1 - index] if self._is(add, "Add") and add.graph is node.graph else None
+        if other is None or matrix is None or data is None or add.attributes:
+            return None
+        weight, bias = self.constant(matrix), self.constant(other)
+        if weight is None or bias is None or len(weight.shape) < 2:
+            return None
+        found = lenses.is_bias(node, position, weight, bias, self.rank(data))
+        return (Slot(add, 1 - index), bias) if found else None
+
+    # How nodes are spelled.
+
+    def _whole(self, node: ir.Node) -> ir.Node:
+        """The MatMul of which this Add is the bias; any other node is itself."""
+        if not self._is(node, "Add"):
+            return node
+        for value in node.inputs:
+            maker = None if value is None else value.producer()
+            bias = None if maker is None else self.added_bias(maker)
+            if maker is not None and bias is not None and bias[0].node is node:
+                return maker
+        return node
+
+    def _data_port(self, node: ir.Node, default: int = 0) -> int:
+        """The input that an operator maps; of a node that maps none, the one that is asked about."""
+        if self._is(node, "BatchNormalization"):
+            return 0
+        if not self._is(node, *lenses.SPELLINGS):
+            return default
+        spelling = self._spelling(node)
+        return default if isinstance(spelling, Reason) else spelling.data
+
+    def _spelled(self, node: ir.Node) -> Spelling:
+        spelling = self._spelling(node)
+        assert isinstance(spelling, Spelling), "only an operator that was read is folded into"
+        return spelling
+
+    def _spelling(self, node: ir.Node) -> Spelling | Reason:
+        if node not in self._spellings:
+            self._spellings[node] = self._spell(node)
+        return self._spellings[node]
+
+    def _spell(self, node: ir.Node) -> Spelling | Reason:
+        if self._is(node, *lenses.SPELLINGS):
+            return lenses.SPELLINGS[node.op_type](node, self)
+        known = onnx.defs.has(node.op_type, "" if node.domain in walking.STANDARD_DOMAINS else node.domain)
+        return Reason.NOT_LINEAR if known and not self._is_call(node) else Reason.UNKNOWN_OPERATOR
+
+    def _is(self, node: ir.Node, *op_types: str) -> bool:
+        return walking.is_standard(node, *op_types) and not self._is_call(node)
+
+    def _is_call(self, node: ir.Node) -> bool:
+        return (node.domain, node.op_type) in self._calls
+
+    def _version(self, node: ir.Node) -> int:
+        return self._versions.get(node, walking.model_opset(self._model))
+
+
+def _computed_from_shared(value: ir.Value) -> bool:
+    """Whether a weight is computed from a value that other nodes read too."""
+    for _ in range(MAX_DEPTH):
+        node = value.producer()
+        if node is None or not node.inputs or node.inputs[0] is None:
+            return False
+        value = node.inputs[0]
+        if len(walking.content_uses(value)) > 1 or value.is_graph_output():
+            return True
+    return True
+
+
+def _module(node: ir.Node) -> str | None:
+    """The path of the module that made the node, as torch's exporter notes it: scopes from the root to the node."""
+    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    try:
+        scopes = ast.literal_eval(noted)
+    except (ValueError, SyntaxError):  # no note, or not one of torch's exporter
+        return None
+    modules = [scope for scope in scopes[:-1] if isinstance(scope, str)] if isinstance(scopes, list) else []
+    return modules[-1] if modules and modules[-1] else None
+
+
+def _source(node: ir.Node) -> tuple[str, int] | None:
+    """File name and line of the call, of the stack trace that torch's exporter notes."""
+    trace = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
+    outside = [frame for frame in frames if "site-packages" not in frame] or frames
+    if not outside:
+        return None
+    path, _, rest = outside[-1].removeprefix('File "').partition('", line ')
+    number = rest.partition(",")[0]
+    return (PurePath(path).name, int(number)) if number.isdigit() else None

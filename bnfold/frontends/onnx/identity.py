@@ -1,0 +1,26 @@
+"""What a fold must keep, and whether a model decides."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bnfold.frontends.onnx import walking
+
+DECIDING = frozenset(
+    ["QuantizeLinear", "DynamicQuantizeLinear", "Round", "Floor", "Ceil", "Sign", "ArgMax", "ArgMin", "TopK"]
+    + ["NonMaxSuppression", "NonZero", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Where", "Unique"]
+)
+"""Operators behind which the smallest difference may become a large one."""
+
+
+def identity(model: ir.Model) -> list[str]:
+    """IR version, opsets, names and metadata of a model, one text each."""
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(model.opset_imports.items()))
+    metadata = [f"metadata {key}={value}" for key, value in sorted(model.metadata_props.items())]
+    names = [f"{what} {getattr(model, what)!r}" for what in ("producer_name", "producer_version", "domain", "doc_string")]
+    return [f"IR version {model.ir_version}", f"opsets {opsets}", *names, f"graph {model.graph.name!r}", *metadata]
+
+
+def decides(model: ir.Model) -> bool:
+    """Whether the model rounds, compares or selects somewhere inside."""
+    return any(walking.is_standard(node, *DECIDING) for node in walking.nodes(model))

@@ -1,0 +1,123 @@
+"""A size is a fact only if the graph enforces it.
+
+Stored `value_info` may lie: checker and runtime accept a false rank. So types are inferred again from the inputs of
+the model and the sizes of its stored tensors, over a copy that holds no large tensor and none of the stored claims.
+`constants.known_types` is how the others get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+
+SMALL = 1024
+Known = Callable[[ir.Value], ir.TensorProtocol | None]
+
+
+def nothing(value: ir.Value) -> None:
+    """No computed value is known."""
+
+
+class Inferred:
+    """What is known of the values of the main graph before it runs. Inference runs once, when first asked.
+
+    `known` gives the numbers of computed values where they are constant: shapes that are computed, above all.
+    """
+
+    def __init__(self, model: ir.Model, known: Known = nothing) -> None:
+        self._model = model
+        self._known = known
+
+    def shape(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
+        """The sizes of the value, a name or None where one is not known; None where not even the rank is."""
+        if value.is_initializer() and value.const_value is not None:
+            return tuple(int(size) for size in value.const_value.shape.numpy())
+        known = self._type(value)
+        if known is None or not known.HasField("shape"):
+            return None
+        return tuple(_size(dimension) for dimension in known.shape.dim)
+
+    def rank(self, value: ir.Value) -> int | None:
+        """The number of axes, None where it is not known."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The type of the elements, None where it is not known."""
+        known = self._type(value)
+        return ir.DataType(known.elem_type) if known is not None and known.elem_type else None
+
+    def _type(self, value: ir.Value) -> onnx.TypeProto.Tensor | None:
+        if value.graph is not self._model.graph or value.name is None:
+            return None
+        return self._types.get(value.name)
+
+    @cached_property
+    def _types(self) -> dict[str, onnx.TypeProto.Tensor]:
+        return infer(skeleton(self._model, self._known))
+
+
+def infer(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """The tensor type of every value of the main graph for which one follows from its inputs."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:  # the operators contradict each other: nothing is known for sure
+        graph = proto.graph
+    return {info.name: info.type.tensor_type for info in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def skeleton(model: ir.Model, known: Known) -> onnx.ModelProto:
+    """The model without claims, computed constants, and large tensors, which become inputs of their type and shape."""
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    for domain, version in model.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    for function in model.functions.values():
+        proto.functions.append(ir.serde.serialize_function(function, create_value_info=False))
+    graph = proto.graph
+    graph.name = "skeleton"
+    for value in model.graph.inputs:
+        ir.serde.serialize_value_into(graph.input.add(), value)
+    declared = set(model.graph.inputs)
+    for value in model.graph.initializers.values():
+        if value not in declared and value.const_value is not None:
+            _declare(graph, value, value.const_value)
+    for node in model.graph:
+        if node.outputs and (tensor := known(node.outputs[0])) is not None:
+            _declare(graph, node.outputs[0], tensor)
+        else:
+            ir.serde.serialize_node_into(graph.node.add(), node)
+    for value in model.graph.outputs:
+        graph.output.add(name=value.name)
+    drop_claims(graph.node)
+    return proto
+
+
+def _declare(graph: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    if tensor.size <= SMALL:
+        tensor_proto = ir.serde.serialize_tensor(tensor)
+        tensor_proto.name = value.name or ""
+        graph.initializer.append(tensor_proto)
+    else:
+        sizes = [int(size) for size in tensor.shape.numpy()]
+        graph.input.append(onnx.helper.make_tensor_value_info(value.name or "", tensor.dtype.value, sizes))
+
+
+def drop_claims(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Forget what the bodies of control flow claim about types; recursive."""
+    for node in nodes:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                del body.value_info[:]
+                for claim in (*body.input, *body.output):
+                    claim.ClearField("type")
+                drop_claims(body.node)
+
+
+def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dimension.HasField("dim_value"):
+        return int(dimension.dim_value)
+    return dimension.dim_param or None

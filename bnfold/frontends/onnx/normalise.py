@@ -1,0 +1,74 @@
+"""What exporters write around an operator is taken away before anything is matched.
+
+Two things stand between an operator and what it computes. A convolution without bias gets one that is computed at run
+time (Shape → Expand → CastLike); and Identity separates a batch norm from its neighbours. Both go, nothing else is
+touched: weights that are computed are read where they stand (`constants.py`), so that nothing grows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.constants import Constant, Constants
+from bnfold.frontends.onnx.rounding import rounded
+from bnfold.frontends.onnx.storing import Unused, sweep
+
+BIASED = ("Conv", "ConvTranspose", "Gemm")
+GEMM_WITHOUT_BIAS = 11
+
+
+def normalise(model: ir.Model, constants: Constants | None = None) -> None:
+    """Clear computed biases and the Identity nodes next to batch norms, in place; remove what nobody reads then."""
+    known, before = constants or Constants(model), Unused.of(model)
+    functions = {function.graph for function in model.functions.values()}
+    for node in list(walking.nodes(model)):
+        if walking.is_standard(node, *BIASED) and node.graph not in functions:
+            _clear_bias(node, known, model)
+        elif walking.is_standard(node, "BatchNormalization"):
+            _skip_identities(node)
+    sweep(model, before)
+
+
+def _clear_bias(node: ir.Node, constants: Constants, model: ir.Model) -> None:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    maker = None if bias is None else bias.producer()
+    if bias is None or maker is None or walking.is_standard(maker, "Constant"):
+        return
+    constant = constants.of(bias)
+    if constant is None or not constant.exact or constant.dtype not in walking.FLOATS:
+        return
+    optional = node.op_type != "Gemm" or walking.model_opset(model) >= GEMM_WITHOUT_BIAS
+    if optional and not np.any(constant.array()):
+        node.resize_inputs(2)
+    elif not bias.is_graph_output() and model.ir_version >= 4:
+        _store(bias, constant)
+
+
+def _store(value: ir.Value, constant: Constant) -> None:
+    """Replace a computed value by an initializer of its name."""
+    graph, maker, name = value.graph, value.producer(), value.name
+    if graph is None or maker is None or name is None:
+        return
+    tensor = ir.Tensor(rounded(constant.array(), constant.dtype), name=name)
+    stored = ir.Value(name=name, const_value=tensor, type=ir.TensorType(constant.dtype), shape=ir.Shape(constant.shape))
+    value.replace_all_uses_with(stored)
+    graph.remove(maker, safe=True)
+    graph.initializers[name] = stored
+
+
+def _skip_identities(node: ir.Node) -> None:
+    data = node.inputs[0] if node.inputs else None
+    while data is not None and (maker := data.producer()) is not None and _is_plain_identity(maker, node):
+        data = maker.inputs[0]
+        node.replace_input_with(0, data)
+    result = node.outputs[0]
+    for reader in result.consumers():
+        if _is_plain_identity(reader, node):
+            reader.outputs[0].replace_all_uses_with(result)
+
+
+def _is_plain_identity(node: ir.Node, neighbour: ir.Node) -> bool:
+    same_graph = node.graph is neighbour.graph
+    return walking.is_standard(node, "Identity") and same_graph and not node.outputs[0].is_graph_output()

@@ -1,0 +1,244 @@
+"""Any file to a model that can be trusted to be one, or to one sentence that says why not.
+
+Nothing is read from outside the folder of the file, and large tensors stay where they are until they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+from pathlib import Path
+
+import onnx
+import onnx.checker
+import onnx.defs
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from bnfold.errors import EnvironmentFailure, Rejected
+from bnfold.frontends.onnx.walking import STANDARD_DOMAINS
+
+OPAQUE = "bnfold.opaque"
+PROTOBUF_LIMIT = 1 << 31
+
+
+def read(path: Path) -> ir.Model:
+    """The model in a file.
+
+    Raises `Rejected` (codes `not-found`, `is-directory`, `empty-file`, `truncated`, `not-onnx`, `too-large`,
+    `invalid-model`, `unsupported-model`, `external-data`) and `EnvironmentFailure` (`unreadable`).
+    """
+    proto = _parse(_bytes(path), path.name)
+    _check_external(proto, path)
+    return from_proto(proto, path)
+
+
+def from_bytes(data: bytes, name: str = "the model") -> ir.Model:
+    """The model of a serialised `ModelProto` without external data."""
+    return from_proto(_parse(data, name))
+
+
+def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> ir.Model:
+    """The model of a proto, which must not change afterwards: its tensors are shared. `path` is the file it is from."""
+    name = path.name if path else "the model"
+    _refuse_unsupported(proto, name)
+    _check(proto, name)
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        raise Rejected(f"{name} cannot be represented: {_first_line(error)}", code="unsupported-model") from error
+    if path is not None:
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        for function in model.functions.values():
+            ir.external_data.set_base_dir(function.graph, path.parent)
+    _forget_derived_types(model, proto)
+    return model
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise Rejected(f"{path} is a directory, not a model file", code="is-directory")
+    try:
+        size = path.stat().st_size
+        if size >= PROTOBUF_LIMIT:
+            raise Rejected(
+                f"{path.name} is larger than 2 GB, which no ONNX file can be",
+                code="too-large",
+                hint="store its tensors as external data",
+            )
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Rejected(f"{path} does not exist", code="not-found") from None
+    except OSError as error:
+        raise EnvironmentFailure(f"{path} cannot be read: {error.strerror}", code="unreadable") from error
+    if not data:
+        raise Rejected(f"{path.name} is empty", code="empty-file")
+    return data
+
+
+def _parse(data: bytes, name: str) -> onnx.ModelProto:
+    try:
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
+    except DecodeError:
+        if _ends_early(data):
+            raise Rejected(f"{name} is truncated: it ends inside the model", code="truncated") from None
+        raise Rejected(f"{name} is not an ONNX model", code="not-onnx") from None
+    if not proto.ir_version or not proto.HasField("graph"):
+        raise Rejected(f"{name} is not an ONNX model", code="not-onnx")
+    if not proto.opset_import:
+        raise Rejected(f"{name} names no operator set: it is truncated or damaged", code="truncated")
+    return proto
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether the bytes begin as the fields of a ModelProto and then stop inside one."""
+    fields, position = onnx.ModelProto.DESCRIPTOR.fields_by_number, 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        field = fields.get(tag >> 3)
+        if field is None or tag & 7 != (0 if field.cpp_type == field.CPPTYPE_INT64 else 2):
+            return False
+        number, position = _varint(data, position)
+        if tag & 7 == 2:
+            position += number
+    return position > len(data)
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """The number at a position, and where it ends; one past the end of the data if it does not."""
+    number = shift = 0
+    while position < len(data) and shift < 70:
+        byte = data[position]
+        number, shift, position = number | (byte & 127) << shift, shift + 7, position + 1
+        if byte < 128:
+            return number, position
+    return number, len(data) + 1
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    yield proto.graph
+    yield from _nested(proto.graph.node)
+    for function in proto.functions:
+        yield from _nested(function.node)
+
+
+def _nested(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield graph
+                yield from _nested(graph.node)
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    for graph in _graphs(proto):
+        yield from graph.node
+    for function in proto.functions:
+        yield from function.node
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    for graph in _graphs(proto):
+        yield from graph.initializer
+    for node in _nodes(proto):
+        for attribute in node.attribute:
+            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+
+
+def _check_external(proto: onnx.ModelProto, path: Path) -> None:
+    folder = path.parent.resolve()
+    for tensor in _tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        file = (folder / location).resolve()
+        if not location or not file.is_relative_to(folder):
+            raise Rejected(f"{path.name} wants data from outside its folder: {location!r}", code="external-data")
+        if not file.is_file():
+            raise Rejected(f"{path.name} needs the file {location}, which is not there", code="external-data")
+        end = int(entries.get("offset", 0)) + max(int(entries.get("length", 0)), _nbytes(tensor) or 0)
+        if end > file.stat().st_size:
+            raise Rejected(f"{location} is truncated: tensor {tensor.name!r} ends behind it", code="external-data")
+
+
+def _refuse_unsupported(proto: onnx.ModelProto, name: str) -> None:
+    """What would be lost in silence on the way through onnx_ir."""
+    sparse = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
+    lost = {
+        "sparse initializers": any(graph.sparse_initializer for graph in _graphs(proto)),
+        "sparse constants": any(attribute.type in sparse for node in _nodes(proto) for attribute in node.attribute),
+        "training graphs": bool(proto.training_info),
+    }
+    for what, present in lost.items():
+        if present:
+            raise Rejected(f"{name} holds {what}, which bnfold does not carry over", code="unsupported-model")
+
+
+def _check(proto: onnx.ModelProto, name: str) -> None:
+    for tensor in _tensors(proto):
+        expected = _nbytes(tensor)
+        if tensor.HasField("raw_data") and expected is not None and len(tensor.raw_data) != expected:
+            raise Rejected(
+                f"{name} is damaged: tensor {tensor.name!r} has {len(tensor.raw_data)} bytes and needs {expected}",
+                code="invalid-model",
+            )
+    try:
+        onnx.checker.check_model(_outline(proto))
+    except onnx.checker.ValidationError as error:
+        raise Rejected(f"{name} is not a valid ONNX model: {_first_line(error)}", code="invalid-model") from error
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int | None:
+    """The bytes of a tensor of whole-byte numbers."""
+    if tensor.data_type not in list(ir.DataType) or tensor.data_type == ir.DataType.STRING:
+        return None
+    bits = ir.DataType(tensor.data_type).bitwidth
+    return prod(tensor.dims) * bits // 8 if bits % 8 == 0 else None
+
+
+def _outline(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model for the checker: without tensors, with operators that this onnx does not know made opaque.
+
+    The checker refuses unknown operators of the default domain and values whose rank is not declared; both run.
+    """
+    outline = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    outline.opset_import.add(domain=OPAQUE, version=1)
+    graph, claimed = outline.graph, {info.name for info in proto.graph.input}
+    graph.name = proto.graph.name or "graph"
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    for tensor in proto.graph.initializer:
+        if tensor.name not in claimed:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for info in (*graph.input, *graph.output):
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
+    for function in outline.functions:
+        function.opset_import.add(domain=OPAQUE, version=1)
+    imports = {opset.domain: opset.version for opset in proto.opset_import}
+    for node in _nodes(outline):
+        if node.domain in STANDARD_DOMAINS and not _has_schema(node.op_type, imports):
+            node.domain = OPAQUE
+    return outline
+
+
+def _has_schema(op_type: str, imports: dict[str, int]) -> bool:
+    version = max((imports.get(domain, 0) for domain in STANDARD_DOMAINS), default=0)
+    if not onnx.defs.has(op_type, version, ""):
+        return False
+    return not onnx.defs.get_schema(op_type, version, "").deprecated
+
+
+def _forget_derived_types(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """onnx_ir writes a value_info for every initializer; the file keeps those that it had."""
+    declared = {info.name for graph in _graphs(proto) for info in (*graph.value_info, *graph.input)}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.name not in declared:
+                value.type = value.shape = None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

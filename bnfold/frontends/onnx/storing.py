@@ -1,0 +1,149 @@
+"""Changing a model: parameters are stored, values take each other's place, what nobody reads any more is removed.
+
+A parameter that somebody else reads too is copied, and equal copies of one parameter are one tensor. New names are
+unlike any name of the model. What was unused before stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.lenses import Slot
+
+
+class Store:
+    """Where new parameters go."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._taken: set[str] | None = None
+        self._copies: dict[tuple[ir.Value, str, bytes], ir.Value] = {}
+        self._functions = {function.graph for function in model.functions.values()}
+
+    def put(self, slot: Slot, array: NDArray[Any], weight: ir.Value) -> None:
+        """Let an input hold the array: in the tensor it reads if nobody else does, else in a new one.
+
+        `weight` is the weight of the operator; a new bias is named and placed after it.
+        """
+        node = slot.node
+        if slot.index >= len(node.inputs):
+            node.resize_inputs(slot.index + 1)
+        old = node.inputs[slot.index]
+        origin, role = (old, "folded") if old is not None else (weight, "bias")
+        key = (origin, role, sha256(array.tobytes()).digest())
+        if key not in self._copies:
+            if old is not None and _is_sole_reader(node, old):
+                _replace_tensor(old, array)
+                return
+            self._copies[key] = self._new(origin, _name(origin, role), array)
+        node.replace_input_with(slot.index, self._copies[key])
+
+    def add_bias(self, node: ir.Node, array: NDArray[Any], weight: ir.Value) -> None:
+        """Put an Add with a bias behind a node that has no input for one."""
+        result, graph = node.outputs[0], node.graph
+        assert graph is not None, "a node of the model is in a graph"
+        add = ir.node("Add", [None, None], name=self._fresh(f"{node.name or result.name}_bias"))
+        add.outputs[0].name = self._fresh(f"{result.name}_biased")
+        graph.insert_after(node, add)
+        take_place(result, add.outputs[0], self._fresh)
+        add.replace_input_with(0, result)
+        self.put(Slot(add, 1), array, weight)
+
+    def _new(self, origin: ir.Value, name: str, array: NDArray[Any]) -> ir.Value:
+        graph = origin.graph
+        assert graph is not None, "a parameter of the model is in a graph"
+        tensor = ir.Tensor(array, name=self._fresh(name))
+        if graph in self._functions:  # a function has no initializers
+            constant = ir.node("Constant", [], {"value": tensor}, name=self._fresh(f"{tensor.name}_node"))
+            constant.outputs[0].name = tensor.name
+            graph.insert_before(graph[0], constant)
+            return constant.outputs[0]
+        value = ir.Value(name=tensor.name, const_value=tensor)
+        graph.initializers[str(tensor.name)] = value
+        if self._model.ir_version < 4 and graph is self._model.graph:  # then every initializer must be declared
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+            graph.inputs.append(value)
+        return value
+
+    def _fresh(self, base: str) -> str:
+        if self._taken is None:
+            self._taken = walking.all_names(self._model)
+        return walking.unused(base, self._taken)
+
+
+def _is_sole_reader(node: ir.Node, value: ir.Value) -> bool:
+    return value.is_initializer() and not value.is_graph_output() and len(value.uses()) == 1
+
+
+def _replace_tensor(value: ir.Value, array: NDArray[Any]) -> None:
+    value.const_value = ir.Tensor(array, name=value.name)
+    if value.shape is not None:
+        value.shape = ir.Shape(array.shape)
+
+
+def _name(origin: ir.Value, role: str) -> str:
+    """`conv.weight` gets `conv.bias`, anything else a suffix."""
+    name = origin.name or "parameter"
+    if role == "bias" and name.endswith("weight"):
+        return name.removesuffix("weight") + "bias"
+    return f"{name}_{role}"
+
+
+def take_place(old: ir.Value, new: ir.Value, rename: Callable[[str], str] | None = None) -> None:
+    """Let every reader of `old` read `new`; an output of the graph keeps its name, type and shape.
+
+    `rename` makes a name for `old` where it stays in the graph.
+    """
+    is_output, name = old.is_graph_output(), old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if not is_output:
+        return
+    old.name = rename(f"{name}_unbiased") if rename else None
+    new.name, new.type, new.shape, new.doc_string = name, old.type, old.shape, old.doc_string
+    new.metadata_props.update(old.metadata_props)
+
+
+@dataclass(frozen=True)
+class Unused:
+    """What nobody read before anything was changed."""
+
+    nodes: frozenset[ir.Node]
+    values: frozenset[ir.Value]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Unused:
+        """Look at a model that is about to be changed."""
+        values = {value for graph in walking.graphs(model) for value in graph.initializers.values() if _is_idle(value)}
+        return cls(frozenset(filter(walking.is_dead, walking.nodes(model))), frozenset(values))
+
+
+def sweep(model: ir.Model, before: Unused) -> None:
+    """Remove the nodes and initializers that nobody reads any more."""
+    roots = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in roots:
+        _sweep_nodes(graph, before)
+    for graph in walking.graphs(model):
+        for name, value in list(graph.initializers.items()):
+            if _is_idle(value) and value not in before.values:
+                del graph.initializers[name]
+                if value.is_graph_input():
+                    graph.inputs.remove(value)
+
+
+def _sweep_nodes(graph: ir.Graph, before: Unused) -> None:
+    for node in reversed(list(graph)):
+        for body in walking.bodies(node):
+            _sweep_nodes(body, before)
+        if walking.is_dead(node) and node not in before.nodes:
+            graph.remove(node, safe=True)
+
+
+def _is_idle(value: ir.Value) -> bool:
+    return not value.uses() and not value.is_graph_output()

@@ -1,0 +1,113 @@
+"""A model is more than its graph: nodes live in the bodies of If, Loop and Scan and in model-local functions too.
+
+What every other module of this package asks about nodes and values, wherever they live.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+STANDARD_DOMAINS = ("", "ai.onnx")
+SHAPE_READERS = frozenset({"Shape", "Size"})
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the model: the graph with its nested bodies in topological order, then each function."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Every graph of the model, the bodies of functions and of control flow too."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        yield root
+        yield from root.subgraphs()
+
+
+def is_standard(node: ir.Node, *op_types: str) -> bool:
+    """Whether the node is one of these operators of the default domain."""
+    return node.op_type in op_types and node.domain in STANDARD_DOMAINS
+
+
+def opset(model: ir.Model) -> dict[ir.Node, int]:
+    """The version of the default domain for the nodes of functions; every other node has that of the model."""
+    return {
+        node: _version(function.opset_imports) for function in model.functions.values() for node in function.all_nodes()
+    }
+
+
+def model_opset(model: ir.Model) -> int:
+    """The version of the default domain that the graph imports, 0 where it imports none."""
+    return _version(model.opset_imports)
+
+
+def _version(imports: dict[str, int]) -> int:
+    return max((imports.get(domain, 0) for domain in STANDARD_DOMAINS), default=0)
+
+
+def content_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Who reads what the value holds, not only its shape."""
+    return [(use.node, use.idx) for use in value.uses() if not is_standard(use.node, *SHAPE_READERS)]
+
+
+def is_dead(node: ir.Node) -> bool:
+    """Whether nothing reads any output of the node."""
+    return not any(output.uses() or output.is_graph_output() for output in node.outputs)
+
+
+def site_names(model: ir.Model) -> dict[ir.Node, str]:
+    """A unique name for every node: its own, or its first output's where it has none or shares it."""
+    every = list(nodes(model))
+    count = Counter(node.name for node in every)
+    taken = {name for name, number in count.items() if name and number == 1}
+    names: dict[ir.Node, str] = {}
+    for node in every:
+        if node.name and count[node.name] == 1:
+            names[node] = node.name
+        else:
+            first = next((output.name for output in node.outputs if output.name), node.op_type)
+            names[node] = unused(first, taken)
+    return names
+
+
+def unused(base: str, taken: set[str]) -> str:
+    """`base`, with a number behind it if it is taken; taken from now on."""
+    name, number = base, 0
+    while name in taken:
+        number += 1
+        name = f"{base}_{number}"
+    taken.add(name)
+    return name
+
+
+def all_names(model: ir.Model) -> set[str]:
+    """Every name of the model, of values and of nodes, in every scope."""
+    names = {node.name for node in nodes(model)}
+    names |= {value.name for node in nodes(model) for value in node.outputs}
+    for graph in graphs(model):
+        names |= {value.name for value in graph.inputs} | set(graph.initializers)
+    return {name for name in names if name}
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that the node holds, one level down."""
+    for attribute in node.attributes.values():
+        if not attribute.is_ref() and attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif not attribute.is_ref() and attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor of the file: initializers and those that nodes hold."""
+    for graph in graphs(model):
+        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+    for node in nodes(model):
+        for attribute in node.attributes.values():
+            if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                yield attribute.as_tensor()

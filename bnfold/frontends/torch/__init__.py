@@ -1,0 +1,37 @@
+"""The torch dialect: exported programs, GraphModules and modules.
+
+program = capture(module, (example,))            # any nn.Module, in silence, dynamic batch
+folded, report = fold_program(program)           # a valid program: save, run, decompose, export to ONNX
+folded, report = fold_module(module, (example,)) # the caller's module stays as it is
+model = to_onnx(program)                         # unfolded ONNX, as an onnx_ir model
+"""
+
+from bnfold.frontends.torch.capture import capture, dynamic_axes, example_inputs
+from bnfold.frontends.torch.casting import as_float32, as_float64, is_half
+from bnfold.frontends.torch.deciding import decides
+from bnfold.frontends.torch.evidence import evidence
+from bnfold.frontends.torch.export import to_onnx
+from bnfold.frontends.torch.facts import facts
+from bnfold.frontends.torch.hooks import foreign_hooks
+from bnfold.frontends.torch.module import fold_graph_module, fold_module
+from bnfold.frontends.torch.program import fold_program
+from bnfold.frontends.torch.running import runner, signature
+
+__all__ = [
+    "as_float32",
+    "as_float64",
+    "capture",
+    "decides",
+    "dynamic_axes",
+    "evidence",
+    "example_inputs",
+    "facts",
+    "fold_graph_module",
+    "fold_module",
+    "fold_program",
+    "foreign_hooks",
+    "is_half",
+    "runner",
+    "signature",
+    "to_onnx",
+]

@@ -1,0 +1,134 @@
+"""From a module to an exported program, in silence and with a dynamic batch.
+
+`capture` works on a copy that shares the module's tensors: tracing rebinds attributes (weight norm does), the caller's
+module stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from bnfold.errors import Rejected, UsageError
+
+
+Axes = tuple[int | str, ...]
+
+
+def capture(
+    module: nn.Module, example_inputs: tuple[Any, ...], axes: tuple[Axes, ...] | None = None
+) -> ExportedProgram:
+    """The exported program of the module in eval mode.
+
+    `example_inputs` are the positional arguments: tensors, or tuples, lists and dicts of them; axis 0 of each tensor is
+    dynamic. With `axes`, one per argument, exactly the axes given as a word are. The module is not changed. Raises `Rejected` where torch.export cannot trace it, `UsageError` where the inputs do not fit.
+    """
+    if axes is None:
+        return capture_as_is(module, example_inputs, batch_only=True, evaluate=True)
+    copied = _shallow(module).eval()
+    words = tuple({i: Dim.AUTO for i, size in enumerate(shape) if isinstance(size, str)} or None for shape in axes)
+    with quiet(), torch.no_grad():
+        try:
+            return torch.export.export(copied, example_inputs, dynamic_shapes=words, strict=False)
+        except Exception:
+            return _static(copied, example_inputs)
+
+
+def example_inputs(shapes: tuple[tuple[int, ...], ...], dtypes: tuple[str, ...]) -> tuple[Tensor, ...]:
+    """A tensor for each shape, of numpy's dtype name: normal numbers where it is a float type, zeros otherwise."""
+    random = torch.Generator().manual_seed(0)
+    types = [getattr(torch, name) for name in dtypes]
+    return tuple(
+        torch.randn(shape, generator=random).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+        for shape, dtype in zip(shapes, types, strict=True)
+    )
+
+
+def capture_as_is(
+    module: nn.Module, example_inputs: tuple[Any, ...], *, batch_only: bool, evaluate: bool = False
+) -> ExportedProgram:
+    """As `capture`, with every axis dynamic that can be unless `batch_only`, in the mode that each part is in unless
+    `evaluate`."""
+    copied = _shallow(module)
+    if evaluate:
+        copied.eval()
+    inputs = pytree.tree_map_only(Tensor, _at_least_two, example_inputs)
+    axes = pytree.tree_map(lambda leaf: _axes(leaf, batch_only), inputs)
+    with quiet(), torch.no_grad():
+        try:
+            return torch.export.export(copied, inputs, dynamic_shapes=axes, strict=False)
+        except Exception:
+            return _static(copied, example_inputs)
+
+
+def dynamic_axes(program: ExportedProgram) -> bool:
+    """Whether any axis of the program's inputs is dynamic; if not, it is fixed to the example's sizes."""
+    return bool(program.range_constraints)
+
+
+def _static(module: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+    """The program for exactly these sizes; only where none exists is the export given up."""
+    try:
+        module(*example_inputs)
+    except Exception as error:
+        raise UsageError(f"the example inputs do not fit the module: {_sentence(error)}") from error
+    try:
+        return torch.export.export(module, example_inputs, strict=False)
+    except Exception as error:
+        raise Rejected(
+            f"torch.export cannot trace the module: {_sentence(error)}",
+            code="untraceable",
+            hint="make the control flow independent of the data, or fold the part of the network that is",
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that torch prints, logs or warns about reaches the user; errors do."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy of the structure that shares every tensor."""
+    memo: dict[int, object] = {}
+    for part in module.modules():
+        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
+            if isinstance(value, Tensor):
+                memo[id(value)] = value
+    return copy.deepcopy(module, memo)
+
+
+def _at_least_two(tensor: Tensor) -> Tensor:
+    """A batch of one is no example of a batch: torch.export takes the size 1 for a constant."""
+    return tensor.expand(2, *tensor.shape[1:]).contiguous() if tensor.dim() and tensor.shape[0] == 1 else tensor
+
+
+def _axes(leaf: Any, batch_only: bool) -> dict[int, Any] | None:
+    if not isinstance(leaf, Tensor):
+        return None
+    return {axis: Dim.AUTO for axis in range(min(leaf.dim(), 1) if batch_only else leaf.dim())}
+
+
+def _sentence(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

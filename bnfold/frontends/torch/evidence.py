@@ -1,0 +1,144 @@
+"""What a program stores, read on another path than the one that folds.
+
+Arguments are bound by torch's own `normalize_function`; what is computed from stored tensors is run node by node in
+float64. No lens is used here, so that an error in a lens shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.fx.operator_schemas import normalize_function
+
+from bnfold.evidence import Evidence, StoredLinear, StoredNorm
+from bnfold.frontends.torch.casting import converted_tensor
+from bnfold.frontends.torch.constants import with_dtype
+from bnfold.frontends.torch.program import STORED
+from bnfold.frontends.torch.running import to_array
+
+_VIEWS = ("aten::t", "aten::permute", "aten::transpose", "aten::numpy_T", "aten::detach", "aten::alias")
+
+
+def evidence(program: ExportedProgram) -> Evidence:
+    """The stored parameters of every batch norm and linear operator whose parameters are constant, by node name."""
+    values = _Values(program)
+    norms: dict[str, StoredNorm] = {}
+    linears: dict[str, StoredLinear] = {}
+    for node in program.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name, arguments = _bound(node)
+        if norm := _frozen(node, values) if name == "add" else _norm(name, arguments, values):
+            norms[node.name] = norm
+        elif linear := _linear(name, arguments, values):
+            linears[node.name] = linear
+    return Evidence(norms, linears)
+
+
+def _bound(node: fx.Node) -> tuple[str, dict[str, Any]]:
+    pair = normalize_function(node.target, node.args, node.kwargs, normalize_to_only_use_kwargs=True)  # type: ignore[arg-type]
+    name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    return name, {} if pair is None else dict(pair.kwargs)
+
+
+def _norm(name: str, arguments: dict[str, Any], values: _Values) -> StoredNorm | None:
+    if "batch_norm" not in name or arguments.get("training", False) is not False:
+        return None
+    mean, variance = values.get(arguments.get("running_mean")), values.get(arguments.get("running_var"))
+    if mean is None or variance is None:
+        return None
+    gamma, beta = values.get(arguments.get("weight")), values.get(arguments.get("bias"))
+    return StoredNorm(
+        gamma=np.ones_like(to_array(mean)) if gamma is None else to_array(gamma),
+        beta=np.zeros_like(to_array(mean)) if beta is None else to_array(beta),
+        mean=to_array(mean),
+        variance=to_array(variance),
+        epsilon=arguments["epsilon"] if "epsilon" in arguments else arguments["eps"],
+    )
+
+
+def _frozen(node: fx.Node, values: _Values) -> StoredNorm | None:
+    """`x * scale + shift` with constants, as a batch norm of mean 0 and variance 1."""
+    for product, shift in (node.args[:2], node.args[1::-1]):
+        if not isinstance(product, fx.Node) or getattr(product.target, "_opname", "") != "mul":
+            continue
+        for scale in product.args:
+            found = values.get(scale), values.get(shift)
+            if found[0] is not None and found[1] is not None:
+                gamma, beta = (to_array(tensor).reshape(-1) for tensor in found if tensor is not None)
+                return StoredNorm(gamma, beta, np.zeros_like(gamma), np.ones_like(gamma), 0.0)
+    return None
+
+
+def _linear(name: str, arguments: dict[str, Any], values: _Values) -> StoredLinear | None:
+    if name in ("linear", "addmm", "mm", "matmul"):
+        keys = {"linear": ("weight", "bias"), "addmm": ("mat2", "self"), "mm": ("mat2", ""), "matmul": ("other", "")}
+        layout: Literal["conv", "conv_transpose", "matmul", "linear"] = "linear" if name == "linear" else "matmul"
+    elif "conv" in name and "weight" in arguments:
+        keys = {name: ("weight", "bias")}
+        layout = "conv_transpose" if "transpose" in name or arguments.get("transposed") else "conv"
+    else:
+        return None
+    weight, bias = (values.get(arguments.get(key)) for key in keys[name])
+    if weight is None or (name in ("linear", "addmm", "mm", "matmul") and weight.dim() != 2):
+        return None
+    return StoredLinear(
+        layout,
+        to_array(weight),
+        None if bias is None else to_array(bias),
+        groups=arguments.get("groups", 1),
+        alpha=float(arguments.get("alpha", 1)),
+        beta=float(arguments.get("beta", 1)),
+    )
+
+
+class _Values:
+    """The values of nodes that depend on stored tensors alone; None for all others."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        stored = {**program.constants, **program.state_dict}
+        placeholders = program.graph.find_nodes(op="placeholder")
+        specs = zip(placeholders, program.graph_signature.input_specs, strict=True)
+        written = set(_written(program.graph))
+        self._known: dict[fx.Node, Any] = {
+            node: stored[spec.target].detach() for node, spec in specs if spec.kind in STORED and node not in written
+        }
+
+    def get(self, argument: Any) -> Tensor | None:
+        value = self._value(argument) if isinstance(argument, fx.Node) else None
+        return value if isinstance(value, Tensor) else None
+
+    def _value(self, node: fx.Node) -> Any:
+        if node not in self._known:
+            self._known[node] = self._computed(node)
+        return self._known[node]
+
+    def _computed(self, node: fx.Node) -> Any:
+        pure = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+        if node.op != "call_function" or not (pure or node.target.__name__ == "getitem") or not node.all_input_nodes:  # type: ignore[union-attr]
+            return None
+        inputs = {each: self._value(each) for each in node.all_input_nodes}
+        if any(value is None for value in inputs.values()):
+            return None
+        view = pure and node.target._schema.name in _VIEWS  # type: ignore[union-attr]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: _exact(inputs[each], view))
+        if not view:
+            args, kwargs = with_dtype((args, kwargs), torch.float64)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _exact(value: Any, view: bool) -> Any:
+    return value if view or not isinstance(value, Tensor) else converted_tensor(value, torch.float64)
+
+
+def _written(graph: fx.Graph) -> Iterator[fx.Node]:
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and "batch_norm" not in node.target._schema.name:
+            for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, fx.Node):
+                    yield given

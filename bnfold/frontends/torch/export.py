@@ -1,0 +1,61 @@
+"""From an exported program to an ONNX model, with every batch norm still in it.
+
+torch's exporter folds Conv and BatchNormalization itself when it optimises, in float32 and without a word: that is
+switched off. What it notes of this machine (stack traces, paths) is taken out; module paths stay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from bnfold.errors import MissingDependency, Rejected
+from bnfold.frontends.torch.capture import quiet
+
+KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
+
+
+def to_onnx(program: ExportedProgram, *, opset: int | None = None) -> Any:
+    """The program as an `onnx_ir.Model`, unfolded; its tensors are views of the program's.
+
+    `opset` None is the exporter's own choice. Raises `Rejected` where an operator has no ONNX form, `MissingDependency` without onnxscript.
+    """
+    try:
+        with quiet():
+            exported = torch.onnx.export(
+                program, (), dynamo=True, optimize=False, verbose=False, opset_version=opset, external_data=False
+            )
+    except ImportError as error:
+        raise MissingDependency(f"the export needs a package: {error}", hint="pip install onnxscript") from error
+    except Exception as error:
+        raise Rejected(
+            f"torch cannot express the program in ONNX: {_first_line(error)}",
+            code="onnx-export",
+            hint="try another --opset, or replace the operator",
+        ) from error
+    assert exported is not None, "the exporter returns a program"
+    _strip(exported.model)
+    return exported.model
+
+
+def _strip(model: Any) -> None:
+    """Keep the module path of each node, drop all else that the exporter noted."""
+    for graph in model.graphs():
+        for node in graph:
+            _keep(node.metadata_props, KEPT_METADATA)
+            for value in node.outputs:
+                _keep(value.metadata_props, ())
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _keep(value.metadata_props, ())
+
+
+def _keep(metadata: Any, keys: tuple[str, ...]) -> None:
+    for key in [key for key in metadata if key not in keys]:
+        del metadata[key]
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)

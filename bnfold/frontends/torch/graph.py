@@ -1,0 +1,382 @@
+"""`TorchGraph`: an fx graph as rules see it, over exported programs and the user's GraphModules alike.
+
+A value is the `fx.Node` that makes it. A batch norm that returns a tuple gives its result in item 0; a frozen batch norm
+that is spelt out as `x * scale + shift` is one node, the addition. What differs between the two dialects is given to the
+constructor: the stored tensors, the ranks that are facts, and the `Writer` that puts new tensors where they belong.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
+from bnfold.frontends.torch.aliasing import bare_name, mutated, reads_shape_only
+from bnfold.frontends.torch.calls import Call, call_of, hooked, tensor_arguments
+from bnfold.frontends.torch.constants import Constant, Constants
+from bnfold.frontends.torch.lenses import (
+    WEIGHT_NAMES,
+    Form,
+    channels_of,
+    form_of,
+    is_norm,
+    norm_of,
+    taps_of,
+    weight_of,
+)
+from bnfold.frontends.torch.rounding import rounded
+from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
+
+Ranks = Callable[[fx.Node], int | None]
+
+
+@dataclass(frozen=True, eq=False)
+class NewParameters:
+    """What a linear operator shall hold: tensors in the layout of its arguments; no bias where it needs none."""
+
+    form: Form
+    old_weight: Constant
+    old_bias: Constant | None
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class Writer(Protocol):
+    """Where the new parameters of one operator go; what differs between a program and a module."""
+
+    def write(self, node: fx.Node, parameters: NewParameters) -> None:
+        """Take note of the new parameters of a linear operator."""
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node that nobody reads, and the constants that only it has read."""
+
+
+class TorchGraph:
+    """The `Graph` protocol over `graph`. Nothing is changed before the verbs are called."""
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        modules: Mapping[str, nn.Module],
+        names: Mapping[fx.Node, str],
+        tensors: Mapping[str, torch.Tensor],
+        ranks: Ranks,
+        writer: Callable[[TorchGraph], Writer],
+    ) -> None:
+        self.graph = graph
+        self.modules = modules
+        self.pinned = mutated(graph, modules)
+        self.constants = Constants(graph, names, tensors, self.pinned)
+        self._ranks = ranks
+        self._frozen = dict(self._frozen_norms())
+        self._scalings = {scaling: addition for addition, (_, scaling, *_) in self._frozen.items()}
+        self._affines = [*self._norms(), *self._captured()]
+        self._readers = self._weight_readers()
+        self.writer = writer(self)
+
+    # what a rule may ask
+
+    def affines(self) -> Sequence[fx.Node]:
+        return self._affines
+
+    def site(self, node: fx.Node) -> Site:
+        name = node.name if node.graph is self.graph else f"{self._owner(node)}.{node.name}"
+        return Site(name, self._operator(node), module_path(node), _source(node))
+
+    def data(self, node: fx.Node) -> fx.Node:
+        if node in self._frozen and (frozen := self._frozen_norm(node)):
+            return frozen[0]
+        call = self.call(node)
+        assert call is not None, "only affines and linear operators have data"
+        value = call.get(self._data_name(call))
+        assert isinstance(value, fx.Node), "data is a value of the graph"
+        return value
+
+    def result(self, node: fx.Node) -> fx.Node:
+        call = self.call(node)
+        if call is None or not is_norm(call) or not _returns_tuple(node):
+            return node
+        return next((user for user in node.users if _item(user) == 0), node)
+
+    def producer(self, value: fx.Node) -> fx.Node | None:
+        if value.op in ("placeholder", "get_attr"):
+            return None
+        maker = value.args[0] if _item(value) == 0 else value
+        assert isinstance(maker, fx.Node), "an item is taken from a node"
+        call = self.call(maker)
+        return maker if call is not None and is_norm(call) else value
+
+    def uses(self, value: fx.Node) -> Sequence[Use[fx.Node] | Reason]:
+        found: list[Use[fx.Node] | Reason] = [Reason.MUTATED_IN_PLACE] if value in self.pinned else []
+        for reader in value.users:
+            found += self._reads(reader, value)
+        return found
+
+    def read(self, node: fx.Node) -> Reading:
+        if node.graph is not self.graph:
+            return Reason.CAPTURED_BY_SUBGRAPH
+        if node.op == "call_module" and hooked(self.modules[str(node.target)]):
+            return Reason.HOOKED
+        if node in self._frozen:
+            return self._read_frozen(node)
+        call = self.call(node)
+        if call is None:
+            return _opaque(node)
+        return self._read_norm(node, call) if is_norm(call) else self._read_linear(call)
+
+    def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
+        parameters, (_, weight, bias) = op.evaluate(), self._stored(node)
+        for numbers, dtype in ((parameters.taps, weight.dtype), (parameters.bias, (bias or weight).dtype)):
+            if not np.isfinite(numbers).all():
+                return Reason.NON_FINITE
+            if not rounded(np.abs(numbers).max(initial=0.0), dtype).isfinite().all():
+                return Reason.OVERFLOW
+        return None
+
+    def shared(self, node: fx.Node) -> SharedWeight | None:
+        _, weight, _ = self._stored(node)
+        readers = self._readers.get(weight.key, 1)
+        if weight.name is None or readers < 2:
+            return None
+        return SharedWeight(weight.key, weight.tensor.nbytes, readers)
+
+    def parameter_bytes(self) -> int:
+        tensors = self.constants.tensors.values()
+        return sum({tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+    # the verbs
+
+    def write(self, node: fx.Node, op: LinearOp) -> None:
+        form, weight, bias = self._stored(node)
+        parameters = op.evaluate()
+        new_weight = rounded(weight_of(form, parameters.taps, weight.shape), weight.dtype).to(weight.tensor.device)
+        new_bias = rounded(parameters.bias, (bias or weight).dtype).to(weight.tensor.device)
+        needless = bias is None and not new_bias.any()
+        self.writer.write(node, NewParameters(form, weight, bias, new_weight, None if needless else new_bias))
+
+    def bypass(self, node: fx.Node) -> None:
+        self.result(node).replace_all_uses_with(self.data(node))
+        self.writer.erase(node)
+
+    # how it is read
+
+    def is_scaling(self, node: fx.Node) -> bool:
+        """Whether the node is the multiplication of a frozen batch norm."""
+        return node in self._scalings
+
+    def call(self, node: fx.Node) -> Call | None:
+        return call_of(node, self.modules)
+
+    def _norms(self) -> Iterator[fx.Node]:
+        """Batch norms over values; one over a weight (weight standardisation) is a part of that weight."""
+        for node in self.graph.nodes:
+            call = self.call(node)
+            if node in self._frozen or (call is not None and is_norm(call) and not self.constants.is_constant(node)):
+                yield node
+
+    def _captured(self) -> Iterator[fx.Node]:
+        """Batch norms inside the subgraphs of higher-order operators."""
+        for _, part in self._subgraphs():
+            modules = dict(part.named_modules())
+            for node in part.graph.nodes:
+                call = call_of(node, modules)
+                if call is not None and is_norm(call):
+                    yield node
+
+    def _subgraphs(self) -> Iterator[tuple[str, fx.GraphModule]]:
+        return ((name, part) for name, part in self.modules.items() if name and isinstance(part, fx.GraphModule))
+
+    def _operator(self, node: fx.Node) -> str:
+        if node.graph is not self.graph or node in self._frozen:
+            return "batch_norm"
+        if call := self.call(node):
+            return call.operator
+        return type(self.modules[str(node.target)]).__name__ if node.op == "call_module" else bare_name(node)
+
+    def _owner(self, node: fx.Node) -> str:
+        return next(name for name, part in self._subgraphs() if part.graph is node.graph)
+
+    def _data_name(self, call: Call) -> str:
+        return "mat1" if call.operator == "addmm" else "input"
+
+    def _reads(self, reader: fx.Node, value: fx.Node) -> list[Use[fx.Node] | Reason]:
+        if reader.op == "output":
+            return [Reason.IS_GRAPH_OUTPUT]
+        if reads_shape_only(reader):
+            return []
+        if isinstance(reader.target, torch._ops.HigherOrderOperator):
+            return [Reason.CAPTURED_BY_SUBGRAPH]
+        if reader in self._scalings:
+            return [(self._scalings[reader], 0)]
+        call, count = self.call(reader), tensor_arguments(reader).count(value)
+        if call is None or (call.operator not in WEIGHT_NAMES and not is_norm(call)):
+            return [(reader, 0)]
+        as_data = call.get(self._data_name(call)) is value
+        ports: list[int | None] = [0] * as_data + [None] * (count > as_data)
+        return [(reader, port) for port in ports]
+
+    def _read_norm(self, node: fx.Node, call: Call) -> ChannelAffine | Reason:
+        if _returns_tuple(node) and any(_item(user) != 0 for user in node.users):
+            return Reason.EXTRA_OUTPUTS
+        if self.data(node) in self.pinned:
+            return Reason.MUTATED_IN_PLACE
+        return norm_of(call, self._array)
+
+    def _array(self, argument: Any) -> Array | Reason:
+        constant = self.constants.find(argument)
+        return constant if isinstance(constant, Reason) else constant.array()
+
+    def _read_linear(self, call: Call) -> LinearOp | Reason:
+        weight = self.constants.find(call.get(WEIGHT_NAMES[call.operator]))
+        if isinstance(weight, Reason):
+            return Reason.NOT_LINEAR if _is_computed_product(call) else weight
+        form = form_of(call, weight.shape)
+        if isinstance(form, Reason):
+            return form
+        bias = self._bias(call, form)
+        if isinstance(bias, Reason):
+            return bias
+        rank = self._ranks(call.get(form.data)) if isinstance(call.get(form.data), fx.Node) else None
+        if rank is None or rank <= form.spatial:
+            return Reason.AXIS_UNKNOWN
+        return _linear_op(form, weight, bias, axis=rank - form.spatial - 1)
+
+    def _bias(self, call: Call, form: Form) -> Constant | Reason | None:
+        argument = None if form.bias is None else call.get(form.bias)
+        return None if argument is None else self.constants.find(argument)
+
+    def _stored(self, node: fx.Node) -> tuple[Form, Constant, Constant | None]:
+        call = self.call(node)
+        assert call is not None, "only a linear operator has stored parameters"
+        weight = self.constants.find(call.get(WEIGHT_NAMES[call.operator]))
+        assert isinstance(weight, Constant), "a linear operator has a constant weight"
+        form = form_of(call, weight.shape)
+        assert isinstance(form, Form), "a linear operator has a form"
+        bias = self._bias(call, form)
+        assert not isinstance(bias, Reason), "a linear operator has a constant bias or none"
+        return form, weight, bias
+
+    def _weight_readers(self) -> dict[Any, int]:
+        readers: dict[Any, int] = {}
+        for node in self.graph.nodes:
+            call = self.call(node)
+            if call is None or call.operator not in WEIGHT_NAMES:
+                continue
+            weight = self.constants.find(call.get(WEIGHT_NAMES[call.operator]))
+            if isinstance(weight, Constant):
+                readers[weight.key] = readers.get(weight.key, 0) + 1
+        return readers
+
+    # frozen batch norms
+
+    def _frozen_norms(self) -> Iterator[tuple[fx.Node, tuple[fx.Node, fx.Node, fx.Node, fx.Node]]]:
+        for node in self.graph.nodes:
+            if "BatchNorm" in _module_type(node) and (found := self._frozen_norm(node)):
+                yield node, found
+
+    def _frozen_norm(self, node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node] | None:
+        """`(data, scaling, scale, shift)` of an addition `data * scale + shift` whose scale and shift are constant."""
+        outer = self._with_constant(node, "add")
+        inner = outer and self._with_constant(outer[0], "mul")
+        if outer is None or inner is None or len(outer[0].users) != 1:
+            return None
+        return inner[0], outer[0], inner[1], outer[1]
+
+    def _with_constant(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node] | None:
+        if bare_name(node) != name or len(node.args) != 2 or node.kwargs:
+            return None
+        left, right = node.args
+        if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
+            return None
+        left, right = (right, left) if self.constants.is_constant(left) else (left, right)
+        return None if self.constants.is_constant(left) or not self.constants.is_constant(right) else (left, right)
+
+    def _read_frozen(self, node: fx.Node) -> ChannelAffine | Reason:
+        data, _, scale, shift = self._frozen[node]
+        if data in self.pinned:
+            return Reason.MUTATED_IN_PLACE
+        scales, shifts = self._array(scale), self._array(shift)
+        if isinstance(scales, Reason) or isinstance(shifts, Reason):
+            return Reason.PARAMETER_NOT_CONSTANT
+        rank = self._ranks(data)
+        if rank is None:
+            return Reason.AXIS_UNKNOWN
+        channels = scales.size
+        aligned = {(1, channels, *[1] * (rank - 2)), (channels, *[1] * (rank - 2))}
+        if rank < 2 or scales.shape not in aligned or shifts.shape not in aligned:
+            return Reason.NOT_PER_CHANNEL
+        finite = np.isfinite(scales).all() and np.isfinite(shifts).all()
+        return ChannelAffine(scales.reshape(-1), shifts.reshape(-1), axis=1) if finite else Reason.NON_FINITE
+
+
+def _linear_op(form: Form, weight: Constant, bias: Constant | None, axis: int) -> LinearOp | Reason:
+    """The operator; its thunk captures the tensors."""
+    in_channels, out_channels = channels_of(form, weight.shape)
+    if bias is not None and bias.shape not in ((out_channels,), (1, out_channels), (1,), (1, 1), ()):
+        return Reason.NOT_PER_CHANNEL
+
+    def stored() -> Parameters:
+        taps = taps_of(form, weight.array()) * form.alpha
+        offset = np.zeros(out_channels) if bias is None else bias.array().reshape(-1) * form.beta
+        return Parameters(taps, np.broadcast_to(offset, (out_channels,)))
+
+    source = (weight.key, weight.transposed, None if bias is None else bias.key, form)
+    return LinearOp(in_channels, out_channels, form.groups, axis, axis, form.bordered, source, stored)
+
+
+def _is_computed_product(call: Call) -> bool:
+    """A product of two run-time values is no linear operator; a convolution with a run-time weight wants to be one."""
+    return call.operator in ("mm", "matmul", "addmm")
+
+
+def _opaque(node: fx.Node) -> Reason:
+    namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
+    if namespace.startswith("quantized"):
+        return Reason.QUANTISED
+    return Reason.NOT_LINEAR if namespace in ("aten", "prims", "prim") else Reason.UNKNOWN_OPERATOR
+
+
+def _returns_tuple(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and len(node.target._schema.returns) > 1
+
+
+def _item(node: fx.Node) -> int | None:
+    """Which item of a tuple a node takes; None where it is no such node."""
+    index = node.args[1] if node.op == "call_function" and node.target is operator.getitem else None
+    return index if isinstance(index, int) else None
+
+
+def _stack(node: fx.Node) -> list[tuple[str, Any]]:
+    return [entry for entry in node.meta.get("nn_module_stack", {}).values() if not entry[0].startswith("_empty")]
+
+
+def module_path(node: fx.Node) -> str | None:
+    """The path of the module that a node came from."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = _stack(node)
+    return stack[-1][0] or None if stack else None
+
+
+def _module_type(node: fx.Node) -> str:
+    stack = _stack(node)
+    kind = stack[-1][1] if stack else ""
+    return kind if isinstance(kind, str) else kind.__name__
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _source(node: fx.Node) -> tuple[str, int] | None:
+    """The innermost line of the user's own code, with the file's name alone."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [(file, line) for file, line in frames if "torch" not in PurePath(file).parts]
+    return (PurePath(own[-1][0]).name, int(own[-1][1])) if own else None

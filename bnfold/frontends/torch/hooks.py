@@ -1,0 +1,83 @@
+"""Code that runs around a module: kept, made permanent, or refused, never dropped in silence.
+
+Weight norm, spectral norm and pruning compute a weight before each call. `materialise` makes the computed weight a
+parameter. All other hooks are the user's own; `foreign_hooks` names the modules that have one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from bnfold.frontends.torch.calls import hooked
+
+M = TypeVar("M", bound=nn.Module)
+
+_COMPUTED = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+
+_LINEAR = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+
+
+def foreign_hooks(module: nn.Module) -> tuple[str, ...]:
+    """The paths of the modules with a hook that is more than the computation of a weight."""
+    return tuple(name for name, part in module.named_modules() if hooked(part) and not _only_computes(part))
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether symbolic tracing keeps the module, with its hooks, as one call."""
+    return fx.Tracer().is_leaf_module(module, "")
+
+
+def materialise(module: nn.Module) -> None:
+    """Make every computed weight of a linear operator a parameter, in place."""
+    for part in list(module.modules()):
+        if not isinstance(part, _LINEAR):
+            continue
+        for hook in list(part._forward_pre_hooks.values()):
+            _remove(part, hook)
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+
+
+def duplicate(module: M) -> M:
+    """A deep copy with the hooks of the module itself, which a GraphModule forgets, and of computed weights."""
+    memo: dict[int, object] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    with torch.no_grad():
+        copied = copy.deepcopy(module, memo)
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(copied, hooks, copy.copy(getattr(module, hooks)))
+    return copied
+
+
+def _only_computes(module: nn.Module) -> bool:
+    others = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    computes = all(isinstance(hook, _COMPUTED) for hook in module._forward_pre_hooks.values())
+    return computes and not any(others) and "forward" not in vars(module)
+
+
+def _remove(part: nn.Module, hook: object) -> None:
+    if isinstance(hook, WeightNorm):
+        remove_weight_norm(part, hook.name)
+    elif isinstance(hook, SpectralNorm):
+        remove_spectral_norm(part, hook.name)
+    elif isinstance(hook, prune.BasePruningMethod):
+        prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]

@@ -1,0 +1,209 @@
+"""How torch spells a linear map and a batch norm, and nothing about graphs.
+
+A `Form` says where a linear operator keeps its numbers; `taps_of` and `weight_of` turn a stored weight into the one view
+`(group, out, in, tap)` and back. `norm_of` reads the constants of a batch norm. To add an operator: one name in
+`calls.py`, one lens in `LENSES`.
+
+**A lens refuses any argument it does not name.**
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from torch import fx
+
+from bnfold.algebra import Array, ChannelAffine
+from bnfold.frontends.torch.calls import CONVOLUTIONS, NORMS, TRANSPOSED, Call, words
+from bnfold.graph import Reason
+
+Shape = tuple[int, ...]
+Layout = Literal["conv", "conv_transpose", "matmul", "linear"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Where a linear operator keeps what: the names of its arguments and the layout of its weight.
+
+    `spatial` is the number of axes behind the channel axis (0: the channel axis is the last one). `alpha` scales the
+    product and `beta` the bias when the operator runs.
+    """
+
+    layout: Layout
+    data: str
+    weight: str
+    bias: str | None
+    groups: int = 1
+    spatial: int = 0
+    bordered: bool = False
+    alpha: float = 1.0
+    beta: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The arguments that a lens understands, and what it makes of a call whose weight has this shape."""
+
+    known: frozenset[str]
+    form: Callable[[Call, Shape], Form | Reason]
+
+
+def form_of(call: Call, shape: Shape) -> Form | Reason:
+    """How the call spells a linear map, or why it is none."""
+    lens = LENSES.get(call.operator)
+    if lens is None:
+        return Reason.NOT_LINEAR
+    if set(call.arguments) - lens.known:
+        return Reason.UNSUPPORTED_ATTRIBUTE
+    return lens.form(call, shape)
+
+
+def _convolution(call: Call, shape: Shape) -> Form | Reason:
+    if len(shape) < 3:
+        return Reason.NOT_LINEAR
+    transposed = call.operator in TRANSPOSED or bool(call.get("transposed", False))
+    return Form(
+        layout="conv_transpose" if transposed else "conv",
+        data="input",
+        weight="weight",
+        bias="bias",
+        groups=call.get("groups", 1),
+        spatial=len(shape) - 2,
+        bordered=_spreads(call, shape) if transposed else _pads(call, shape),
+    )
+
+
+def _pads(call: Call, shape: Shape) -> bool:
+    """Whether zeros are added at the border: reflected or repeated data is as affine as the data."""
+    padding = call.get("padding", 0)
+    if call.get("padding_mode", "zeros") != "zeros" or padding == "valid":
+        return False
+    return prod(shape[2:]) > 1 if padding == "same" else _differs(padding, 0)
+
+
+def _spreads(call: Call, shape: Shape) -> bool:
+    """Whether outputs of a transposed convolution differ in the taps that they see."""
+    reshaped = _differs(call.get("stride", 1), 1) or call.get("output_size") is not None
+    return prod(shape[2:]) > 1 or reshaped or _differs((call.get("padding", 0), call.get("output_padding", 0)), 0)
+
+
+def _differs(amounts: Any, neutral: int) -> bool:
+    if isinstance(amounts, (tuple, list)):
+        return any(_differs(amount, neutral) for amount in amounts)
+    return bool(amounts != neutral)
+
+
+def _linear(call: Call, shape: Shape) -> Form | Reason:
+    return Form("linear", "input", "weight", "bias") if len(shape) == 2 else Reason.NOT_LINEAR
+
+
+def _addmm(call: Call, shape: Shape) -> Form | Reason:
+    alpha, beta = call.get("alpha", 1), call.get("beta", 1)
+    if isinstance(alpha, fx.Node) or isinstance(beta, fx.Node):
+        return Reason.PARAMETER_NOT_CONSTANT
+    return Form("matmul", "mat1", "mat2", "input", alpha=float(alpha), beta=float(beta))
+
+
+def _product(weight: str) -> Callable[[Call, Shape], Form | Reason]:
+    def form(call: Call, shape: Shape) -> Form | Reason:
+        return Form("matmul", "input", weight, None) if len(shape) == 2 else Reason.NOT_LINEAR
+
+    return form
+
+
+_CONVOLUTION = Lens(
+    words("input weight bias stride padding dilation groups transposed output_padding output_size padding_mode"
+        " benchmark deterministic cudnn_enabled allow_tf32"),
+    _convolution,
+)
+
+LENSES: dict[str, Lens] = {
+    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED), _CONVOLUTION),
+    "linear": Lens(frozenset({"input", "weight", "bias"}), _linear),
+    "addmm": Lens(frozenset({"input", "mat1", "mat2", "alpha", "beta"}), _addmm),
+    "mm": Lens(frozenset({"input", "mat2"}), _product("mat2")),
+    "matmul": Lens(frozenset({"input", "other"}), _product("other")),
+}
+
+WEIGHT_NAMES = {**dict.fromkeys(LENSES, "weight"), "addmm": "mat2", "mm": "mat2", "matmul": "other"}
+
+
+def channels_of(form: Form, shape: Shape) -> tuple[int, int]:
+    """In and out channels of a stored weight of this shape."""
+    if form.layout == "conv":
+        return shape[1] * form.groups, shape[0]
+    if form.layout == "conv_transpose":
+        return shape[0], shape[1] * form.groups
+    return (shape[1], shape[0]) if form.layout == "linear" else (shape[0], shape[1])
+
+
+def taps_of(form: Form, weight: Array) -> Array:
+    """A stored weight as `(group, out, in, tap)`."""
+    if form.layout == "conv":
+        return weight.reshape(form.groups, weight.shape[0] // form.groups, weight.shape[1], -1)
+    if form.layout == "conv_transpose":
+        grouped = weight.reshape(form.groups, weight.shape[0] // form.groups, weight.shape[1], -1)
+        return grouped.transpose(0, 2, 1, 3)
+    return (weight if form.layout == "linear" else weight.T)[None, :, :, None]
+
+
+def weight_of(form: Form, taps: Array, shape: Shape) -> Array:
+    """The inverse of `taps_of`, for a weight of this shape."""
+    if form.layout == "conv":
+        return taps.reshape(shape)
+    if form.layout == "conv_transpose":
+        return taps.transpose(0, 2, 1, 3).reshape(shape)
+    return taps[0, :, :, 0] if form.layout == "linear" else taps[0, :, :, 0].T
+
+
+_NORM_ARGUMENTS = words("input weight bias running_mean running_var training eps epsilon momentum exponential_average_factor"
+    " cudnn_enabled")
+
+_ALWAYS_TRAINING = {"_batch_norm_with_update": True}
+_NEVER_TRAINING = {"_native_batch_norm_legit_no_training": False, "_batch_norm_no_update": False}
+
+
+def is_norm(call: Call) -> bool:
+    return call.operator in NORMS
+
+
+def norm_refusal(call: Call) -> Reason | None:
+    """Why a batch norm is no fixed map, as far as its arguments tell."""
+    if set(call.arguments) - _NORM_ARGUMENTS:
+        return Reason.UNSUPPORTED_ATTRIBUTE
+    training = (_ALWAYS_TRAINING | _NEVER_TRAINING).get(call.operator, call.get("training", False))
+    if training is not False or call.get("running_mean") is None or call.get("running_var") is None:
+        return Reason.BATCH_STATISTICS
+    return None
+
+
+def norm_of(call: Call, constant: Callable[[Any], Array | Reason]) -> ChannelAffine | Reason:
+    """The affine map of a batch norm in evaluation; its channel axis is always 1 in torch."""
+    if reason := norm_refusal(call):
+        return reason
+    mean, variance = constant(call.get("running_mean")), constant(call.get("running_var"))
+    if isinstance(mean, Reason) or isinstance(variance, Reason):
+        return Reason.PARAMETER_NOT_CONSTANT
+    gamma = np.ones_like(mean) if call.get("weight") is None else constant(call.get("weight"))
+    beta = np.zeros_like(mean) if call.get("bias") is None else constant(call.get("bias"))
+    if isinstance(gamma, Reason) or isinstance(beta, Reason):
+        return Reason.PARAMETER_NOT_CONSTANT
+    epsilon = call.get("eps", call.get("epsilon", 1e-5))
+    if isinstance(epsilon, fx.Node):
+        return Reason.PARAMETER_NOT_CONSTANT
+    return affine_of(gamma, beta, mean, variance, float(epsilon))
+
+
+def affine_of(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> ChannelAffine | Reason:
+    """The affine map of these statistics, each of shape `(channels,)`, or what is wrong with them."""
+    if any(tensor.shape != mean.shape or tensor.ndim != 1 for tensor in (gamma, beta, mean, variance)):
+        return Reason.NOT_PER_CHANNEL
+    if not all(np.isfinite(tensor).all() for tensor in (gamma, beta, mean, variance)):
+        return Reason.NON_FINITE
+    if (variance + epsilon <= 0).any():
+        return Reason.VARIANCE_NOT_POSITIVE
+    return ChannelAffine.normalisation(gamma, beta, mean, variance, epsilon, axis=1)

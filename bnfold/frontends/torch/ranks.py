@@ -1,0 +1,107 @@
+"""How many axes a value has, where the graph does not say.
+
+A GraphModule stores no types. `enforced_ranks` knows what the graph itself demands: `BatchNorm2d` takes four axes and
+nothing else, `flatten(1)` gives two, a convolution keeps their number. `observed_ranks` runs shapes, not numbers,
+through a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from bnfold.errors import UsageError
+from bnfold.frontends.torch.aliasing import bare_name
+from bnfold.frontends.torch.calls import call_of, words
+
+_KEEPING = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.ELU,
+    nn.Mish,
+    nn.Identity,
+    nn.Dropout,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+)
+_KEEPING_NAMES = words("relu relu_ relu6 hardtanh silu gelu sigmoid tanh leaky_relu hardswish dropout")
+_DEMANDED = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+
+
+def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, int]:
+    """The ranks without which the graph would not run."""
+    ranks: dict[fx.Node, int] = {}
+    pairs = []
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and _keeps_rank(node, modules):
+            pairs.append((source, node))
+        kind = type(modules[str(node.target)]) if node.op == "call_module" else None
+        if kind in _DEMANDED:
+            ranks[node] = _DEMANDED[kind]
+        elif _flattens(node, modules):
+            ranks[node] = 2
+    for source, node in [*reversed(pairs), *pairs]:
+        for known, other in ((source, node), (node, source)):
+            if known in ranks:
+                ranks.setdefault(other, ranks[known])
+    return ranks
+
+
+def observed_ranks(module: fx.GraphModule, example_inputs: tuple[Any, ...]) -> dict[fx.Node, int] | None:
+    """The ranks of all values for these inputs; None where they depend on the numbers.
+
+    Raises `UsageError` where the inputs do not fit.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder(module)
+    try:
+        with mode:
+            recorder.run(*[mode.from_tensor(x) if isinstance(x, Tensor) else x for x in example_inputs])
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return None
+    except Exception as error:
+        raise UsageError(f"the example inputs do not fit the module: {error}") from error
+    return recorder.ranks
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.ranks: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.ranks[n] = value.dim()
+        return value
+
+
+def _keeps_rank(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if call := call_of(node, modules):
+        return call.operator not in ("addmm", "mm", "matmul")
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], _KEEPING)
+    return node.op in ("call_function", "call_method") and bare_name(node) in _KEEPING_NAMES
+
+
+def _flattens(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node flattens all axes but the first."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
+    if node.op not in ("call_function", "call_method") or bare_name(node) != "flatten":
+        return False
+    dimensions = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
+    return dimensions.get("start_dim", 0) == 1 and dimensions.get("end_dim", -1) == -1

@@ -1,0 +1,112 @@
+"""Programs and modules as functions of numpy arrays, and what goes in and out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from bnfold.frontends.torch.aliasing import mutated
+from bnfold.frontends.torch.program import STORED
+from bnfold.model import Arrays, Port, Runner, Signature
+
+
+def signature(program: ExportedProgram) -> Signature:
+    """The tensors among the program's flat inputs and outputs, in order. A dynamic axis is named by its symbol."""
+    specs = program.graph_signature
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    inputs = [s.arg for s in specs.input_specs if s.kind is InputKind.USER_INPUT]
+    outputs = [s.arg for s in specs.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    return Signature(_ports(inputs, values), _ports(outputs, values))
+
+
+def runner(model: ExportedProgram | nn.Module, signature: Signature) -> Runner:
+    """The model as a function from arrays to arrays, by the names of `signature`.
+
+    Inputs and outputs are taken in order, so that a folded model runs under the original's names. Float inputs are cast
+    to the model's own type. A buffer that the model writes starts from its stored value in every run.
+    """
+    execute = _program_call(model) if isinstance(model, ExportedProgram) else _module_call(model)
+
+    def run(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+        tensors = [to_tensor(arrays[port.name]) for port in signature.inputs]
+        with torch.no_grad():
+            results = execute(tensors)
+        outputs = [result for result in results if isinstance(result, Tensor)]
+        names = [port.name for port in signature.outputs]
+        return {name: to_array(output) for name, output in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def to_array(tensor: Tensor) -> NDArray[Any]:
+    """The tensor as a numpy array of its own type, bfloat16 included."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype is torch.bfloat16:
+        return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(plain.numpy())
+
+
+def to_tensor(array: NDArray[Any]) -> Tensor:
+    """A copy of the array as a tensor of its own type, bfloat16 included."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def _ports(arguments: list[Any], values: Mapping[str, Any]) -> tuple[Port, ...]:
+    tensors = [argument.name for argument in arguments if isinstance(argument, TensorArgument)]
+    return tuple(_port(name, values[name]) for name in tensors if isinstance(values[name], Tensor))
+
+
+def _port(name: str, value: Tensor) -> Port:
+    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+    return Port(name, str(value.dtype).removeprefix("torch."), shape)
+
+
+def _program_call(program: ExportedProgram) -> Any:
+    """The flat graph of a program as a function of its tensor inputs, without the guards of its Python signature."""
+    module = program.graph_module
+    placeholders = module.graph.find_nodes(op="placeholder")
+    specs = dict(zip(placeholders, program.graph_signature.input_specs, strict=True))
+    written = mutated(module.graph, dict(module.named_modules()))
+    stored = {**program.constants, **program.state_dict}
+
+    def execute(tensors: list[Tensor]) -> list[Any]:
+        given = iter(tensors)
+        results = fx.Interpreter(module).run(*(_argument(node, specs[node], given, written, stored) for node in specs))
+        kinds = [spec.kind for spec in program.graph_signature.output_specs]
+        return [value for value, kind in zip(results, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+
+    return execute
+
+
+def _argument(node: fx.Node, spec: Any, given: Any, written: frozenset[fx.Node], stored: Mapping[str, Any]) -> Any:
+    if spec.kind in STORED or spec.kind is InputKind.CUSTOM_OBJ:
+        value = stored[spec.target]
+        return value.detach().clone() if node in written else value
+    value = node.meta.get("val")
+    return _like(next(given), value.dtype) if isinstance(value, Tensor) else getattr(spec.arg, "value", None)
+
+
+def _module_call(module: nn.Module) -> Any:
+    floats = (tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point())
+    template = next(floats, torch.zeros(()))
+
+    def execute(tensors: list[Tensor]) -> list[Any]:
+        inputs = [_like(tensor, template.dtype).to(template.device) for tensor in tensors]
+        return list(pytree.tree_leaves(module(*inputs)))
+
+    return execute
+
+
+def _like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,217 @@
+"""New parameters find their names.
+
+Writing an operator only takes note; `Ledger.settle` then gives every new tensor a name. An operator keeps the name of
+the parameter it had, as long as nobody else still reads the old one. Equal new tensors of one formerly shared parameter
+become one again; different ones part. What is stored where (placeholders of a program, attributes of a module) is the
+`Shelf`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx
+
+from bnfold.frontends.torch.aliasing import reads_shape_only
+from bnfold.frontends.torch.calls import set_argument, tensor_arguments
+from bnfold.frontends.torch.constants import Constant, Constants, memory
+from bnfold.frontends.torch.graph import NewParameters, TorchGraph, module_path
+
+
+class Shelf(Protocol):
+    """Where a dialect keeps its tensors, by name."""
+
+    def names(self) -> set[str]:
+        """Every name that is taken."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name."""
+
+    def readers(self, name: str) -> set[fx.Node]:
+        """The nodes that read the tensor of that name."""
+
+    def put(self, name: str, tensor: Tensor, like: str | None) -> fx.Node:
+        """Store a tensor under a name, new or not, of the same kind as `like`; the node that stands for it."""
+
+    def drop(self, node: fx.Node) -> None:
+        """Forget the tensor that this node stands for: nobody reads it any more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """One argument of one node gets a new tensor, in the layout of that argument."""
+
+    node: fx.Node
+    argument: str
+    old: Constant | None
+    wanted: str
+    like: str | None
+    tensor: Tensor
+
+    @property
+    def group(self) -> Hashable:
+        """Equal where the old tensors were one: those of one memory, else those that want one name."""
+        return self.wanted if self.old is None or self.old.name is None else self.old.key
+
+
+@dataclass
+class Ledger:
+    """What is to be written to the arguments of function nodes; the `Writer` of both dialects."""
+
+    graph: TorchGraph
+    shelf: Shelf
+    assignments: list[Assignment] = field(default_factory=list)
+    _tied: dict[Hashable, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.shelf.names():
+            self._tied.setdefault(memory(self.shelf.tensor(name)), []).append(name)
+
+    @property
+    def constants(self) -> Constants:
+        return self.graph.constants
+
+    def write(self, node: fx.Node, parameters: NewParameters) -> None:
+        """Take note of the new parameters of a function node."""
+        form, weight, bias = parameters.form, parameters.old_weight, parameters.old_bias
+        home = _home(node, weight)
+        self._note(node, form.weight, weight, f"{home}.weight", weight.name, parameters.weight)
+        if parameters.bias is not None and form.bias is not None:
+            self._note(node, form.bias, bias, f"{home}.bias", weight.name, parameters.bias)
+        elif parameters.bias is not None:
+            self._add_bias(node, f"{home}.bias", weight.name, parameters.bias)
+        for scale, value in (("alpha", form.alpha), ("beta", form.beta)):
+            if value != 1:
+                set_argument(node, scale, 1)
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node that nobody reads, and the constants that only it has read."""
+        for item in [user for user in node.users if not user.users]:
+            node.graph.erase_node(item)
+        inputs = node.all_input_nodes
+        node.graph.erase_node(node)
+        for each in inputs:
+            if self.constants.is_constant(each):
+                self._release(each)
+            elif not each.users and self.graph.is_scaling(each):
+                self.erase(each)
+
+    def settle(self) -> None:
+        """Store every new tensor and let its readers read it."""
+        groups: dict[Hashable, list[Assignment]] = {}
+        for assignment in self.assignments:
+            groups.setdefault(assignment.group, []).append(assignment)
+        for group in groups.values():
+            self._settle_group(group)
+
+    def _note(
+        self, node: fx.Node, argument: str, old: Constant | None, home: str, like: str | None, tensor: Tensor
+    ) -> None:
+        wanted = home if old is None or old.name is None else self._own_name(old, home)
+        self.assignments.append(Assignment(node, argument, old, wanted, like, tensor))
+
+    def _own_name(self, old: Constant, home: str) -> str:
+        """Of several names of one tensor, that of the operator's own module."""
+        assert old.name is not None, "a stored constant has a name"
+        return home if home in self._tied[old.key] else old.name
+
+    def _add_bias(self, node: fx.Node, wanted: str, like: str | None, bias: Tensor) -> None:
+        """A product that has no bias gets an addition behind it."""
+        graph = node.graph
+        with graph.inserting_after(node):
+            addition = graph.call_function(torch.ops.aten.add.Tensor, (node, node))
+        addition.meta = dict(node.meta)
+        node.replace_all_uses_with(addition, delete_user_cb=lambda user: user is not addition)
+        self.assignments.append(Assignment(addition, "other", None, wanted, like, bias))
+
+    def _settle_group(self, group: list[Assignment]) -> None:
+        old = group[0].old
+        tied = set(self._tied[old.key]) if old is not None and old.name is not None else set()
+        readers = {name: self._final_readers(self.shelf.readers(name)) for name in tied}
+        own = {assignment.node for assignment in group}
+        free = {name for name in tied if readers[name] <= own}
+        versions = list(_versions(group))
+        for version in versions:
+            self._store(version, free)
+        if len(versions) == 1 and set().union(*readers.values()) <= own:
+            for name in free:
+                self.shelf.put(name, self.shelf.tensor(group[0].wanted), like=name)
+
+    def _store(self, version: list[Assignment], free: set[str]) -> None:
+        first = version[0]
+        wishes = (name for a in version for name in (a.wanted, a.old and a.old.name))
+        name = next((name for name in wishes if name in free), None)
+        if first.old is not None and first.old.transposed:
+            if name is not None and all(a.old is not None and a.old.name == name for a in version):
+                free.discard(name)
+                self.shelf.put(name, first.tensor.t().contiguous(), like=name)
+                return
+            name = None
+        kept = name or _unused(first.wanted, self.shelf.names())
+        free.discard(kept)
+        place = self.shelf.put(kept, first.tensor, like=name or first.like)
+        for assignment in version:
+            self._point(assignment, place)
+
+    def _point(self, assignment: Assignment, place: fx.Node) -> None:
+        """Let the argument read `place`, and forget what it has read if nobody else does."""
+        before = tensor_arguments(assignment.node)
+        set_argument(assignment.node, assignment.argument, place)
+        for each in before:
+            if self.constants.is_constant(each) and each is not place:
+                self._release(each)
+
+    def _final_readers(self, readers: set[fx.Node]) -> set[fx.Node]:
+        """Who reads a stored tensor, looking behind the constants that are made from it."""
+        found: set[fx.Node] = set()
+        for reader in readers:
+            if self.constants.is_constant(reader):
+                found |= self._final_readers(set(reader.users))
+            elif not reads_shape_only(reader):
+                found.add(reader)
+        return found
+
+    def _release(self, node: fx.Node) -> None:
+        for check in [user for user in node.users if reads_shape_only(user) and not user.users]:
+            node.graph.erase_node(check)
+        if node.users:
+            return
+        inputs = node.all_input_nodes
+        if node in self.constants.names:
+            self.shelf.drop(node)
+        else:
+            node.graph.erase_node(node)
+        for each in inputs:
+            self._release(each)
+
+
+def _home(node: fx.Node, weight: Constant) -> str:
+    """The module path that the parameters of a node belong to."""
+    if path := module_path(node):
+        return path
+    stem, _, last = (weight.name or "").rpartition(".")
+    return stem if stem and last == "weight" else node.name
+
+
+def _versions(group: list[Assignment]) -> Iterator[list[Assignment]]:
+    """The assignments of a group by equal new tensors."""
+    versions: list[list[Assignment]] = []
+    for assignment in group:
+        same = next((version for version in versions if _equal(version[0], assignment)), None)
+        if same is None:
+            versions.append([assignment])
+        else:
+            same.append(assignment)
+    yield from versions
+
+
+def _equal(one: Assignment, other: Assignment) -> bool:
+    layout = (one.old is not None and one.old.transposed) == (other.old is not None and other.old.transposed)
+    return layout and one.tensor.dtype == other.tensor.dtype and torch.equal(one.tensor, other.tensor)
+
+
+def _unused(wanted: str, taken: set[str]) -> str:
+    return next(name for name in (wanted, *(f"{wanted}_{i}" for i in range(1, len(taken) + 2))) if name not in taken)

@@ -1,0 +1,51 @@
+"""How a model file is to be read, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the caller allows and adds. Code is named by the caller (`arch`), never by a file.
+
+    `given` are further words of the command line (`-i`, `1,3,224,224`, ...) that a suggested command should repeat.
+    """
+
+    arch: str | None = None
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    app_dir: Path = Path()
+    weights_key: str | None = None
+    trust_pickle: bool = False
+    trust_types: tuple[str, ...] = ()
+    no_limits: bool = False
+    given: tuple[str, ...] = ()
+
+
+def printable(text: str) -> str:
+    """Text from a file as it may be shown: one line, no control, escape or bidirectional characters."""
+    line = text.strip().partition("\n")[0]
+    return "".join(character if character.isprintable() else "?" for character in line)[:200]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that was read.
+
+    `kind` is the word of the report (`onnx`, `pt2`, `torchscript`, `state_dict`, `checkpoint`, `pickled_module`,
+    `safetensors`). `model` is an `onnx_ir.Model`, an `ExportedProgram`, an `nn.Module` in eval mode, or a
+    `ScriptModule` (kind `torchscript`, see `to_program`). `files` are all files that were read, `path` first.
+    `input_guess` is an `--input` that would fit the first layer, for use in suggestions only.
+    """
+
+    kind: str
+    model: Any
+    path: Path
+    sha256: str
+    nbytes: int
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    input_guess: str | None = None

@@ -1,0 +1,44 @@
+"""What every room may know of a model, whatever its dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+Runner = Callable[[Mapping[str, NDArray[Any]]], Arrays]
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model. `dtype` is numpy's name ("bfloat16" too); a dynamic axis is its name or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes in and what comes out, in order."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Counts of one model. `compute_nodes` leaves out constants and shape bookkeeping; `bytes` are those of its tensors.
+
+    `macs` are multiply-adds of linear operators at batch 1, None where a size is not known.
+    """
+
+    batch_norms: int
+    nodes: int
+    compute_nodes: int
+    parameters: int
+    bytes: int
+    macs: int | None

@@ -1,0 +1,275 @@
+"""The commands, one function each: load → normalise → fold → verify → report and bench → save.
+
+A function fills the `Run` that it is given as it goes, so that a failure still reports all that was known. It prints
+nothing, and raises a `BnfoldError` for whatever is not success. Nothing is written unless the check agreed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnfold import saving
+from bnfold.bench import BenchOptions, Benchmark, Contender, gate, measure
+from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
+from bnfold.errors import GateMissed, UsageError
+from bnfold.folding import FoldOptions, FoldReport
+from bnfold.loading import Loaded, Source, load, sha256
+from bnfold.loading.suggestions import command
+from bnfold.programs import as_program
+from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
+from bnfold.verification import Side, check_folded, check_models, enforce, plan_of
+from bnfold.verify.compare import Tolerance
+from bnfold.verify.result import Verdict
+
+
+def run_fold(
+    run: Run,
+    path: Path,
+    *,
+    source: Source = Source(),
+    run_options: RunOptions = RunOptions(),
+    fold_options: FoldOptions = FoldOptions(),
+    check: CheckOptions = CheckOptions(),
+    output: OutputOptions = OutputOptions(),
+) -> None:
+    """Fold a model file into one of the same kind."""
+    loaded = _load(run, path, source)
+    if loaded.kind not in ("onnx", "pt2"):
+        message = f"{path} is a {loaded.kind}: fold writes the kind that it reads, which only .onnx and .pt2 allow"
+        raise UsageError(message, code="fold-needs-graph", hint=command(path, source, guess=loaded.input_guess))
+    dialect = dialect_of(loaded.model)
+    out = _output_path(loaded, output, dialect.suffix, folded=True)
+    work = _Work(run, run_options, fold_options, check)
+    folded = work.checked_fold(dialect, loaded.model)
+    _write(run, dialect, folded, out, output)
+
+
+def run_export(
+    run: Run,
+    path: Path,
+    *,
+    source: Source = Source(),
+    run_options: RunOptions = RunOptions(),
+    fold_options: FoldOptions = FoldOptions(),
+    check: CheckOptions = CheckOptions(),
+    output: OutputOptions = OutputOptions(),
+    opset: int | None = None,
+    dtype: str = "float32",
+    simplify: bool = False,
+    bench: bool = False,
+) -> None:
+    """Turn any model file into a folded ONNX file."""
+    loaded = _load(run, path, source)
+    dialect = onnx_dialect()
+    out = _output_path(loaded, output, dialect.suffix, folded=False)
+    unfolded, program = _unfolded(run, loaded, source, run_options, opset, dtype)
+    work = _Work(run, run_options, fold_options, check)
+    result = work.checked_fold(dialect, unfolded, None if program is None else Side(torch_dialect(), program))
+    if simplify:
+        result = work.simplified(dialect, result)
+    if bench:
+        run.bench = _measured(run, {"original": unfolded, "folded": result}, _bench_options(run_options))
+    _write(run, dialect, result, out, output)
+
+
+def run_inspect(
+    run: Run,
+    path: Path,
+    *,
+    source: Source = Source(),
+    run_options: RunOptions = RunOptions(),
+    fold_options: FoldOptions = FoldOptions(),
+) -> None:
+    """Say what would fold and why the rest would not; nothing is run, changed or written."""
+    side = _side(_load(run, path, source), source, run_options)
+    _fold(run, side.dialect, side.model, fold_options)
+
+
+def run_check(
+    run: Run,
+    reference: Path,
+    candidate: Path,
+    *,
+    source: Source = Source(),
+    run_options: RunOptions = RunOptions(),
+    check: CheckOptions = CheckOptions(),
+    rtol: float | None = None,
+    atol: float | None = None,
+    min_top1: float | None = None,
+) -> None:
+    """Show whether two models are equivalent, whoever made the second."""
+    first = _load(run, reference, source)
+    second = load(candidate, source)
+    run.output = _record(second)
+    sides = [_side(loaded, source, run_options) for loaded in (first, second)]
+    given = rtol is not None or atol is not None
+    with run.stage("check"):
+        run.check = check_models(
+            *sides,
+            run_options=run_options,
+            check=check,
+            tolerance=Tolerance(rtol or 0.0, atol or 0.0) if given else None,
+            min_top1=min_top1,
+        )
+    enforce(run.check)
+
+
+def run_bench(
+    run: Run,
+    paths: tuple[Path, ...],
+    *,
+    source: Source = Source(),
+    run_options: RunOptions = RunOptions(),
+    batch: int = 1,
+    budget: float = 60.0,
+    processes: int = 10,
+    gates: tuple[str, ...] = (),
+) -> None:
+    """Measure models against the first; one model alone is measured against its own fold."""
+    loaded = [_load(run, paths[0], source), *(load(path, source) for path in paths[1:])]
+    models = [_unfolded(run, one, source, run_options, None, "keep")[0] for one in loaded]
+    contenders = dict(zip(map(str, paths), models, strict=True))
+    if len(models) == 1:
+        work = _Work(run, run_options, FoldOptions(), CheckOptions(enabled="proved" in gates))
+        contenders = {"original": models[0], "folded": work.checked_fold(onnx_dialect(), models[0])}
+    options = _bench_options(run_options, batch=batch, budget=budget, processes=processes)
+    run.bench = _measured(run, contenders, options)
+    proved = run.check is not None and run.check.verdict is Verdict.PROVED
+    if failures := gate(gates, run.bench, proved=proved):
+        raise GateMissed("; ".join(failures))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One fold as the flags ask for it."""
+
+    run: Run
+    run_options: RunOptions
+    fold_options: FoldOptions
+    check: CheckOptions
+
+    def checked_fold(self, dialect: Dialect, model: Any, source: Side | None = None) -> Any:
+        """The folded model. Raises `NotEquivalent` or `NoVerdict` if the check does not agree."""
+        folded, report = _fold(self.run, dialect, model, self.fold_options)
+        if self.check.enabled:
+            with self.run.stage("check"):
+                sides = Side(dialect, model), Side(dialect, folded)
+                self.run.check = check_folded(*sides, report, self.fold_options, self.run_options, self.check, source)
+            enforce(self.run.check)
+        return folded
+
+    def simplified(self, dialect: Dialect, model: Any) -> Any:
+        """What onnxsim makes of the folded model, checked against it."""
+        from bnfold.simplifying import simplify
+
+        with self.run.stage("simplify"):
+            result = simplify(model)
+            self.run.after = dialect.facts(result)
+        if self.check.enabled:
+            with self.run.stage("check the simplified model"):
+                sides = Side(dialect, model), Side(dialect, result)
+                enforce(check_models(*sides, run_options=self.run_options, check=self.check))
+        return result
+
+
+def _load(run: Run, path: Path, source: Source) -> Loaded:
+    with run.stage("load"):
+        loaded = load(path, source)
+    run.input = _record(loaded)
+    for note in loaded.notes:
+        run.warn("loading", note)
+    return loaded
+
+
+def _record(loaded: Loaded) -> FileRecord:
+    model = loaded.model if loaded.kind == "onnx" else None
+    return FileRecord(
+        path=str(loaded.path),
+        kind=loaded.kind,
+        sha256=loaded.sha256,
+        bytes=loaded.nbytes,
+        ir_version=model.ir_version if model else None,
+        opsets=dict(model.opset_imports) if model else {},
+        external=tuple(ExternalFile(str(p), sha256(p), p.stat().st_size) for p in loaded.files if p != loaded.path),
+    )
+
+
+def _output_path(loaded: Loaded, output: OutputOptions, suffix: str, *, folded: bool) -> Path:
+    force = output.force or output.dry_run
+    return saving.output_path(
+        loaded.path, output.out, suffix=suffix, folded=folded, force=force, inputs=loaded.files
+    )
+
+
+def _side(loaded: Loaded, source: Source, run_options: RunOptions) -> Side:
+    """A loaded model in a form that runs."""
+    model = loaded.model if loaded.kind == "onnx" else as_program(loaded, source, run_options)
+    return Side(dialect_of(model), model)
+
+
+def _unfolded(
+    run: Run, loaded: Loaded, source: Source, run_options: RunOptions, opset: int | None, dtype: str
+) -> tuple[Any, Any | None]:
+    """The ONNX model with every batch norm still in it, and the program that it was exported from."""
+    if loaded.kind == "onnx":
+        if opset not in (None, loaded.model.opset_imports.get("")):
+            raise UsageError(f"{loaded.path} is ONNX already: its opset is kept", code="opset-kept")
+        return loaded.model, None
+    from bnfold.frontends import torch
+
+    with run.stage("export"):
+        program = as_program(loaded, source, run_options)
+        if dtype == "float32" and torch.is_half(program):
+            program = torch.as_float32(program)
+            run.warn("converted", "the model is stored in half precision and exported in float32 (--dtype keep: as it is)")
+        if not torch.dynamic_axes(program):
+            run.warn("fixed-size", "every input size is fixed to the example's, the batch too")
+        return torch.to_onnx(program, opset=opset), program
+
+
+def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple[Any, FoldReport]:
+    with run.stage("fold"):
+        run.before = dialect.facts(model)
+        folded, run.fold = dialect.fold(model, options)
+        run.after = dialect.facts(folded)
+    return folded, run.fold
+
+
+def _bench_options(
+    run_options: RunOptions, *, batch: int = 1, budget: float = 60.0, processes: int = 10
+) -> BenchOptions:
+    plan = plan_of(onnx_dialect(), run_options, CheckOptions())
+    return BenchOptions(
+        batch=batch,
+        budget=budget,
+        processes=processes,
+        threads=run_options.threads or 1,
+        provider=run_options.provider,
+        provider_options=run_options.settings,
+        inputs=plan.inputs,
+        probes=plan.probes,
+    )
+
+
+def _measured(run: Run, models: Mapping[str, Any], options: BenchOptions) -> Benchmark:
+    """Measure ONNX models, each from a file of its own."""
+    dialect = onnx_dialect()
+    with run.stage("bench"), tempfile.TemporaryDirectory() as folder:
+        contenders = []
+        for number, (name, model) in enumerate(models.items()):
+            path = Path(folder) / f"{number}.onnx"
+            dialect.write(path, model)
+            contenders.append(Contender(name, path, dialect.facts(model)))
+        return measure(contenders, options, run.progress)
+
+
+def _write(run: Run, dialect: Dialect, model: Any, out: Path, output: OutputOptions) -> None:
+    if output.dry_run:
+        return
+    with run.stage("save"):
+        dialect.write(out, model)
+        run.output = _record(load(out))

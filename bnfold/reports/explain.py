@@ -1,0 +1,79 @@
+"""What each reason code means, what can be done about it, and what it looks like in a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bnfold.errors import UsageError
+from bnfold.graph import Reason
+from bnfold.reports.text import did_you_mean
+from bnfold.run import Finding
+
+EXAMPLES: dict[Reason, str] = {
+    Reason.BATCH_STATISTICS: "nn.BatchNorm2d(64, track_running_stats=False); BatchNormalization with training_mode=1",
+    Reason.HOOKED: "conv.register_forward_hook(f), or torch.nn.utils.parametrizations.weight_norm(conv)",
+    Reason.SHARED_OUTPUT: "y = conv(x); return bn(y) + y",
+    Reason.NOT_LINEAR: "an operator whose weight is an input of the model",
+    Reason.NO_LINEAR_PRODUCER: "bn(relu(conv(x)))",
+    Reason.READ_BY_NONLINEARITY: "relu(bn(x)): in a pre-activation network nothing linear is next to the batch norm",
+    Reason.PADDED_BORDER: "nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, padding=1))",
+    Reason.AXIS_UNKNOWN: "MatMul -> BatchNormalization where the rank of the MatMul's input is not known",
+    Reason.AXIS_DIFFERS: "bn(linear(x)) with x of shape (N, C, L): linear maps the last axis, bn normalises axis 1",
+    Reason.NOT_PER_CHANNEL: "Mul by a constant of shape (W,) behind a convolution",
+    Reason.PARAMETER_NOT_CONSTANT: "F.conv2d(x, weight=hyper_network(z)) followed by a batch norm",
+    Reason.VARIANCE_NOT_POSITIVE: "running_var = -1e-3 with eps = 1e-5",
+    Reason.NON_FINITE: "running_mean = nan after a training run that diverged",
+    Reason.OVERFLOW: "a float16 convolution before a batch norm with running_var = 1e-12: the scale exceeds 65504",
+    Reason.QUANTISED: "Conv -> QuantizeLinear -> DequantizeLinear -> BatchNormalization",
+    Reason.GROWTH_BUDGET: "one convolution's weight used by many layers, each with a batch norm of its own",
+    Reason.EXCLUDED: "bnfold fold model.onnx --exclude 'backbone.stem.*'",
+    Reason.UNKNOWN_OPERATOR: "my.domain::FancyConv -> BatchNormalization",
+    Reason.UNSUPPORTED_ATTRIBUTE: "a Conv with an attribute that the ONNX operator does not define",
+    Reason.OLD_OPSET: "a model of opset 6, where BatchNormalization had the attribute is_test",
+    Reason.CAPTURED_BY_SUBGRAPH: "y = conv(x); the branches of an If read y; bn(y)",
+    Reason.IS_GRAPH_OUTPUT: "y = conv(x); return y, bn(y)",
+    Reason.IS_GRAPH_INPUT: "nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()): the batch norm normalises the input itself",
+    Reason.MUTATED_IN_PLACE: "y = conv(x); y[:, :1].mul_(-1); bn(y)",
+    Reason.EXTRA_OUTPUTS: "BatchNormalization with five outputs, of which the model uses the running mean",
+    Reason.NOT_READ: "a batch norm of an auxiliary head that was cut off",
+}
+
+
+def lookup(code: str | None) -> tuple[Reason, ...]:
+    """The reason of this code, or all of them; an unknown code is a usage error that names the nearest."""
+    if code is None:
+        return tuple(Reason)
+    return (known(code),)
+
+
+def known(code: str) -> Reason:
+    """The reason of this code."""
+    reasons = {reason.code: reason for reason in Reason}
+    if code not in reasons:
+        raise UsageError(
+            f"there is no reason code {code!r}{did_you_mean(code, list(reasons))}",
+            code="unknown-reason",
+            hint="bnfold explain",
+        )
+    return reasons[code]
+
+
+def findings(reasons: Sequence[Reason]) -> list[Finding]:
+    """The reasons as notes, which is how the report for programs carries them."""
+    return [Finding(reason.code, "note", reason.message, reason.remedy) for reason in reasons]
+
+
+def render(reasons: Sequence[Reason]) -> str:
+    """One reason in full, or one line for each of several."""
+    if len(reasons) == 1:
+        return _entry(reasons[0])
+    width = max(len(reason.code) for reason in reasons)
+    lines = [f"{reason.code:{width}}  {reason.message}" for reason in reasons]
+    return "\n".join(["Why a batch norm may stay:", "", *lines, "", "More of one: bnfold explain CODE", ""])
+
+
+def _entry(reason: Reason) -> str:
+    lines = [f"{reason.code}: {reason.message}.", "", f"What to do: {reason.remedy}."]
+    if reason in EXAMPLES:
+        lines.append(f"Example: {EXAMPLES[reason]}")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,42 @@
+"""Reports as files: the suffix chooses the kind, and a file is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from bnfold.errors import EnvironmentFailure, UsageError
+from bnfold.reports.report import Report
+from bnfold.saving import atomic
+
+KINDS = {".json": "bnfold.reports.json", ".md": "bnfold.reports.markdown", ".xml": "bnfold.reports.junit"}
+
+
+def refuse_unusable(path: Path, models: tuple[Path, ...]) -> None:
+    """Raise, before any work is done, where the report could not be written at its end."""
+    if path.suffix.lower() not in KINDS:
+        raise UsageError(
+            f"{path} has a suffix of no kind of report that this version writes: {', '.join(KINDS)}",
+            code="unknown-report-kind",
+            hint=f"write --report {path.with_suffix('.json')}",
+        )
+    if any(path.exists() and model.exists() and path.samefile(model) for model in models):
+        raise UsageError(f"the report {path} would overwrite the model", code="report-is-model")
+    if path.is_dir():
+        raise EnvironmentFailure(f"the report {path} is a directory", code="report-not-writable")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise EnvironmentFailure(f"there is no directory {folder} for the report", code="report-not-writable")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EnvironmentFailure(f"the directory {folder} may not be written to", code="report-not-writable")
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report in the kind of its suffix, atomically."""
+    module = import_module(KINDS[path.suffix.lower()])
+    text = cast(Callable[[Report], str], module.render)(report)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

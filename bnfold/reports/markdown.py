@@ -1,0 +1,78 @@
+"""The report for a pull request: headings and tables, nothing that needs colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from bnfold.reports import tables
+from bnfold.reports.report import Report
+from bnfold.reports.text import clean
+
+_SPECIAL = str.maketrans({char: f"\\{char}" for char in "\\`*_[]<>|#~"})
+
+
+def render(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    return "\n\n".join(_blocks(report)) + "\n"
+
+
+def _blocks(report: Report) -> Iterator[str]:
+    run = report.run
+    yield f"# {_plain(report.headline)}"
+    yield f"`bnfold {run.command}`, {_plain(run.input.path) if run.input else 'no model'}, exit code {report.exit_code}"
+    if report.failure is not None:
+        hint = f" {_plain(report.failure.hint)}." if report.failure.hint else ""
+        yield f"**{_plain(report.failure.code)}**: {_plain(str(report.failure))}.{hint}"
+    if rows := tables.rows(report):
+        yield "## Batch norms"
+        yield _table(
+            ("id", "batch norm", "outcome", "into, or the reason"),
+            ((row.identity, row.name, "folded" if row.folded else "left", row.fate) for row in rows),
+        )
+    if groups := tables.left(report):
+        yield "\n".join(f"- **{g.reason.code}** ({g.count}): {g.reason.message}; {g.reason.remedy}" for g in groups)
+    if changes := list(tables.changes(run)):
+        yield "## The model"
+        yield _table(("", "before", "after"), changes)
+    yield from _check(report)
+    yield from _bench(report)
+    if run.warnings:
+        yield "## Notes"
+        yield "\n".join(f"- {_plain(warning.message)}" for warning in run.warnings)
+    if ending := tables.written(report):
+        yield _plain(ending)
+
+
+def _check(report: Report) -> Iterator[str]:
+    check = report.run.check
+    if check is None:
+        return
+    yield "## Check"
+    yield f"{_plain(check.sentence)} (level {check.level}, seed {check.seed})"
+    if check.layers:
+        yield _table(
+            ("layer", "status", "because", "measured"),
+            ((layer.layer, layer.status.value, clean(layer.because), tables.measured(layer)) for layer in check.layers),
+        )
+    if check.outputs:
+        yield _table(("error against float64", "original", "candidate", "ratio"), tables.errors(report.run))
+
+
+def _bench(report: Report) -> Iterator[str]:
+    bench = report.run.bench
+    if bench is None:
+        return
+    yield "## Bench"
+    yield f"batch {bench.batch}, {bench.processes} processes, {bench.threads} threads, {_plain(bench.provider)}"
+    yield _table(("model", "median", "90 %", "batch norms that run", "size"), tables.contenders(report.run))
+    yield "\n".join(f"- {_plain(line)}" for line in (*tables.comparisons(report.run), *bench.notes))
+
+
+def _table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    head = list(header)
+    lines = [head, ["---"] * len(head), *([cell.translate(_SPECIAL) for cell in row] for row in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    return clean(text).translate(_SPECIAL)

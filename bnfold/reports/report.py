@@ -1,0 +1,171 @@
+"""One command, finished or failed: what every kind of report shows.
+
+A `Report` adds to a `Run` how it ended. It decides the exit code where several things went wrong at once, and it holds
+the sentence that every rendering begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from bnfold.errors import BnfoldError, Exit
+from bnfold.folding import FoldReport, Outcome
+from bnfold.reports.text import figure, plural
+from bnfold.run import Run
+from bnfold.verify.result import Verdict
+
+if TYPE_CHECKING:
+    from bnfold.bench import Benchmark, Compared
+
+SCHEMA = "bnfold.report/1"
+
+# Several things may go wrong at once; the first of these is what the process returns.
+PRECEDENCE = (
+    Exit.TERMINATED,
+    Exit.INTERRUPTED,
+    Exit.INTERNAL,
+    Exit.ENVIRONMENT,
+    Exit.REJECTED,
+    Exit.USAGE,
+    Exit.NOT_EQUIVALENT,
+    Exit.NO_VERDICT,
+    Exit.POLICY,
+    Exit.GATE,
+)
+
+STATUS = {
+    Exit.OK: "ok",
+    Exit.NOT_EQUIVALENT: "not_equivalent",
+    Exit.USAGE: "usage",
+    Exit.POLICY: "policy",
+    Exit.REJECTED: "rejected",
+    Exit.ENVIRONMENT: "environment",
+    Exit.GATE: "gate",
+    Exit.NO_VERDICT: "no_verdict",
+    Exit.INTERNAL: "internal",
+    Exit.INTERRUPTED: "interrupted",
+    Exit.TERMINATED: "interrupted",
+}
+
+# These end a command before its result; the others judge a result.
+_CUT_SHORT = (Exit.USAGE, Exit.REJECTED, Exit.ENVIRONMENT, Exit.INTERNAL, Exit.INTERRUPTED, Exit.TERMINATED)
+
+VERDICT_WORDS = {
+    Verdict.PROVED: "proved equivalent",
+    Verdict.VERIFIED: "verified equivalent",
+    Verdict.FAILED: "NOT equivalent",
+    Verdict.NO_VERDICT: "no verdict",
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the caller asks beyond a correct result: no batch norm left, but for the accepted reason codes."""
+
+    fail_on_unfolded: bool = False
+    accept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run and how it ended. `started` is ISO 8601 in UTC, `elapsed_s` in seconds."""
+
+    run: Run
+    argv: tuple[str, ...]
+    started: str
+    elapsed_s: float
+    failures: tuple[BnfoldError, ...] = ()
+    policy: Policy = Policy()
+
+    @property
+    def ordered_failures(self) -> list[BnfoldError]:
+        """The gravest failure first."""
+        return sorted(self.failures, key=lambda error: PRECEDENCE.index(error.exit_code))
+
+    @property
+    def failure(self) -> BnfoldError | None:
+        """The failure that decides the exit code; None if all is well."""
+        return next(iter(self.ordered_failures), None)
+
+    @property
+    def exit_code(self) -> Exit:
+        return self.failure.exit_code if self.failure else Exit.OK
+
+    @property
+    def status(self) -> str:
+        return STATUS[self.exit_code]
+
+    @property
+    def tells_something(self) -> bool:
+        """Whether there is anything to show beyond the failures themselves."""
+        run = self.run
+        return not self.failures or any(part is not None for part in (run.fold, run.check, run.bench))
+
+    @property
+    def headline(self) -> str:
+        """The outcome in one sentence."""
+        if self.run.bench is not None and self.run.command == "bench":
+            return _bench_headline(self.run.bench)
+        if self.run.fold is not None:
+            return _fold_headline(self)
+        if self.run.check is not None:
+            return f"{_capital(VERDICT_WORDS[self.run.check.verdict])}: {self.run.check.sentence}"
+        if self.failure is not None:
+            return f"Failed: {self.failure}"
+        return "Done."
+
+    def violates(self, outcome: Outcome) -> bool:
+        """Whether this affine is one that the policy does not allow to stay."""
+        refusal = outcome.refusal
+        return self.policy.fail_on_unfolded and refusal is not None and refusal.reason.code not in self.policy.accept
+
+
+def identified(fold: FoldReport | None) -> Iterator[tuple[str, Outcome]]:
+    """Every affine with its id: `A001` and on, in topological order."""
+    return zip((f"A{index:03d}" for index in count(1)), fold.outcomes if fold else (), strict=False)
+
+
+def _fold_headline(report: Report) -> str:
+    fold, check = report.run.fold, report.run.check
+    assert fold is not None, "called for a run that folded"
+    total = len(fold.outcomes)
+    if report.exit_code in _CUT_SHORT and report.run.output is None:
+        return f"Failed after folding {fold.folded} of {plural(total, 'batch norm')}."
+    if report.run.command == "inspect":
+        return _nothing(total) if not fold.folded else f"{fold.folded} of {plural(total, 'batch norm')} would fold."
+    verdict = VERDICT_WORDS[check.verdict] if check else "not checked"
+    if not fold.folded:
+        return _nothing(total) if check is None else f"{_nothing(total)[:-1]}; {verdict}."
+    return f"Folded {fold.folded} of {plural(total, 'batch norm')}; {verdict}."
+
+
+def _bench_headline(bench: Benchmark) -> str:
+    """What may be said with the runtime's own optimisation on, as everybody runs it."""
+    said = [_told(pair) for pair in bench.comparisons if pair.options == "default"]
+    return f"{'; '.join(said)}." if said else f"Measured {plural(len(bench.contenders), 'model')}."
+
+
+def _told(pair: Compared) -> str:
+    if pair.verdict not in ("faster", "slower") or pair.ratio is None:
+        return f"{pair.b} against {pair.a}: {pair.verdict.replace('_', ' ')}"
+    return f"{pair.b} is {pair.verdict} than {pair.a}: {interval(pair.ratio, pair.low, pair.high)}"
+
+
+def interval(ratio: float, low: float | None, high: float | None) -> str:
+    """A ratio, never without its uncertainty."""
+    return f"{ratio:.2f} times as fast [{figure(low)}, {figure(high)}]"
+
+
+def _nothing(total: int) -> str:
+    if total == 0:
+        return "Nothing to fold: the model has no batch norm."
+    if total == 1:
+        return "Nothing to fold: the one batch norm of the model stays."
+    return f"Nothing to fold: all {total} batch norms of the model stay."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

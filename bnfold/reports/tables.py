@@ -1,0 +1,164 @@
+"""The rows that reports for people show, whatever they are drawn with.
+
+Names come from models, so every text here is cleaned already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bnfold.folding import Outcome
+from bnfold.graph import Reason, Site
+from bnfold.reports.report import Report, identified, interval
+from bnfold.reports.text import clean, duration, figure, number, plural, size
+from bnfold.run import FileRecord, Run
+from bnfold.verify.result import Layer
+
+MAX_ROWS = 24
+MAX_BLOCKERS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One batch norm: its id, its name, whether it folded, and into what or why not."""
+
+    identity: str
+    name: str
+    folded: bool
+    fate: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """The batch norms that stay for one reason, and the nodes that stand in the way."""
+
+    reason: Reason
+    count: int
+    blockers: tuple[str, ...]
+
+
+def title(site: Site) -> str:
+    """A node in the user's words: its module if that is known."""
+    return clean(site.module or site.name)
+
+
+def rows(report: Report) -> list[Row]:
+    """One row per batch norm, in topological order."""
+    return [
+        Row(identity, title(outcome.site), outcome.folded, _fate(outcome))
+        for identity, outcome in identified(report.run.fold)
+    ]
+
+
+def shown(all_rows: list[Row], limit: int = MAX_ROWS) -> tuple[list[Row], str | None]:
+    """The rows that fit, those that stay before those that folded, and a line about the others."""
+    if len(all_rows) <= limit:
+        return all_rows, None
+    chosen = sorted(all_rows, key=lambda row: row.folded)[:limit]
+    rest = [row for row in all_rows if row not in chosen]
+    folded = sum(row.folded for row in rest)
+    counts = [f"{count} {word}" for count, word in ((folded, "folded"), (len(rest) - folded, "left")) if count]
+    return chosen, f"… and {len(rest)} more: {', '.join(counts)} (see --report)"
+
+
+def left(report: Report) -> list[Left]:
+    """Why batch norms stay, the most frequent reason first."""
+    found: dict[Reason, list[str | None]] = {}
+    for _, outcome in identified(report.run.fold):
+        if outcome.refusal:
+            found.setdefault(outcome.refusal.reason, []).append(outcome.refusal.blocker)
+    groups = [
+        Left(reason, len(blockers), tuple(dict.fromkeys(clean(blocker) for blocker in blockers if blocker)))
+        for reason, blockers in found.items()
+    ]
+    return sorted(groups, key=lambda group: -group.count)
+
+
+def blocked_by(group: Left) -> str | None:
+    """`conv1, conv2, conv3 and 4 more`."""
+    if not group.blockers:
+        return None
+    more = len(group.blockers) - MAX_BLOCKERS
+    return ", ".join(group.blockers[:MAX_BLOCKERS]) + (f" and {more} more" if more > 0 else "")
+
+
+def changes(run: Run) -> Iterator[tuple[str, str, str]]:
+    """What the model holds, before and after."""
+    if run.before is None:
+        return
+    for name, show, field in (
+        ("batch norms", number, "batch_norms"),
+        ("nodes", number, "nodes"),
+        ("computing nodes", number, "compute_nodes"),
+        ("parameters", number, "parameters"),
+        ("multiply-adds at batch 1", number, "macs"),
+        ("tensor bytes", size, "bytes"),
+    ):
+        after = show(getattr(run.after, field)) if run.after else ""
+        yield name, show(getattr(run.before, field)), after
+
+
+def measured(layer: Layer) -> str:
+    """What a layer of the check measured, against its limit."""
+    if layer.figure is None:
+        return ""
+    return figure(layer.figure) + (f" (limit {figure(layer.limit)})" if layer.limit is not None else "")
+
+
+def errors(run: Run) -> Iterator[tuple[str, str, str, str]]:
+    """Per output: the error against float64 of the original and of the folded model, and their ratio."""
+    for output in run.check.outputs if run.check else ():
+        yield (
+            clean(output.name),
+            figure(output.rmse_reference),
+            figure(output.rmse_candidate),
+            figure(output.ratio),
+        )
+
+
+def contenders(run: Run) -> Iterator[tuple[str, str, str, str, str]]:
+    """Per model that was measured: its name, median and 90th percentile, batch norms that run, and size."""
+    for measured in run.bench.contenders if run.bench else ():
+        yield (
+            clean(measured.name),
+            duration(measured.p50_s),
+            duration(measured.p90_s),
+            number(measured.bn_after_runtime),
+            size(measured.bytes),
+        )
+
+
+def comparisons(run: Run) -> Iterator[str]:
+    """Per pair of models one sentence, never a ratio without its uncertainty."""
+    for pair in run.bench.comparisons if run.bench else ():
+        ratio = "" if pair.ratio is None else f"{interval(pair.ratio, pair.low, pair.high)}, "
+        verdict = pair.verdict.replace("_", " ")
+        yield clean(f"{pair.b} against {pair.a}, runtime optimisation {pair.options}: {ratio}{verdict}")
+    if run.bench and run.bench.control:
+        control = run.bench.control
+        yield f"control, the same model twice: {interval(control.ratio, control.low, control.high)}"
+
+
+def written(report: Report) -> str | None:
+    """What became of the output file."""
+    run = report.run
+    if run.command not in ("export", "fold"):
+        return None
+    if run.output is None:
+        return "Nothing was written." if report.failure or run.fold else None
+    before = f"; the input has {size(run.input.bytes)}" if run.input else ""
+    return f"Wrote {_weighed(run.output)}{before}."
+
+
+def _weighed(record: FileRecord) -> str:
+    data = sum(file.bytes for file in record.external)
+    beside = f", and {size(data)} in {plural(len(record.external), 'data file')}" if record.external else ""
+    return f"{clean(record.path)} ({size(record.bytes)}{beside})"
+
+
+def _fate(outcome: Outcome) -> str:
+    if outcome.refusal:
+        return outcome.refusal.reason.code
+    takers = [title(site) for site in outcome.into]
+    return ", ".join(takers[:MAX_BLOCKERS]) + (f" and {len(takers) - MAX_BLOCKERS} more" if takers[3:] else "")

@@ -1,0 +1,61 @@
+"""What every report for people shares: names that cannot play tricks, and figures that read well."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+# Control and format characters (ANSI escapes, bidi overrides, zero width), separators, surrogates, private use.
+_UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def clean(text: str) -> str:
+    """The text on one line, with every character that could steer a terminal written as an escape."""
+    return "".join(_escaped(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
+
+
+def _escaped(char: str) -> str:
+    return " " if char in "\n\r\t" else char.encode("unicode_escape").decode("ascii")
+
+
+def size(count: int | None) -> str:
+    """Bytes for people: `44.6 MB`."""
+    if count is None:
+        return "?"
+    if count < 1000:
+        return f"{count} B"
+    power = min(int(math.log10(count)) // 3, 4)
+    return f"{count / 1000**power:.3g} {' kMGT'[power]}B"
+
+
+def number(count: int | None) -> str:
+    """A count for people: `1,234`."""
+    return "?" if count is None else f"{count:,}"
+
+
+def figure(value: float | None) -> str:
+    """A measured figure for people: three digits."""
+    return "?" if value is None else f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: `1.24 ms`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 batch norm`, `2 batch norms`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean "x"?` for the known word that is nearest, or nothing."""
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,239 @@
+"""Every new number is derived again from the original, by other code and in another order, and compared bit for bit.
+
+    derive(original, folded, report) -> Layer L1
+
+For each operator that took batch norms in, `W' = W γ / √(σ² + ε)` and so on are computed from the stored tensors in
+extended precision (and in exact fractions on a seeded sample), dividing last where the algebra scales first. A stored
+number must be within half a unit in the last place of the exact value. On top of the half unit a number may be off by
+what one float64 computation can lose: `8 · n · 2⁻⁵³ · Σ|terms|` for n batch norms, which matters only where terms
+cancel, and for float64 receivers. Operators that took nothing in must be byte-identical.
+
+Nothing is executed here, and nothing of the algebra is imported.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.evidence import Evidence, StoredLinear, StoredNorm
+from bnfold.folding import FoldReport
+from bnfold.verify.derivation import EXACT, EXTENDED, Arithmetic, Incomplete, Taken, derived, rows_of, ulp
+from bnfold.verify.result import Layer, Status
+
+Array = NDArray[Any]
+
+HALF_ULP = 0.5 + 2.0**-20
+ROUNDING = 8 * 2.0**-53
+_CHUNK = 1 << 22
+_LARGEST_SAMPLE = 512
+_FEW_INPUTS = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The worst number of one operator; `ulps` is its distance beyond the rounding allowance."""
+
+    node: str
+    tensor: str
+    channel: int
+    ulps: float
+
+
+def derive(original: Evidence, folded: Evidence, report: FoldReport, *, seed: int = 0) -> Layer:
+    """L1 over a whole model. `original` and `folded` are what the two models store; `report` says what went where.
+
+    Fails naming the batch norm, the channel and the distance in ulp; skipped, never passed, where the records do not
+    suffice; a warning where an untouched operator is not in the folded model any more.
+    """
+    start = time.perf_counter()
+    with np.errstate(all="ignore"):
+        layer = _derive(original, folded, report, seed)
+    return Layer(**{**layer.__dict__, "elapsed_s": time.perf_counter() - start})
+
+
+def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int) -> Layer:
+    try:
+        taken = _collect(report)
+        if not original.linears and not original.norms:
+            return _layer(Status.SKIPPED, "the model has no operator with stored weights to derive again")
+        worst = Finding("", "", 0, 0.0)
+        for node, affines in taken.items():
+            found = _worst_of(node, affines, original, folded, seed)
+            if not found.ulps <= HALF_ULP:
+                return _rejected(found, affines)
+            worst = max(worst, found, key=_severity)
+    except Incomplete as incomplete:
+        return _layer(Status.SKIPPED, str(incomplete))
+    return _untouched(original, folded, report, taken) or _layer(
+        Status.PASS, _summary(original, taken, report), figure=worst.ulps, limit=HALF_ULP
+    )
+
+
+def _layer(status: Status, because: str, **more: Any) -> Layer:
+    return Layer("L1", status, because, **more)
+
+
+def _summary(original: Evidence, taken: Mapping[str, Taken], report: FoldReport) -> str:
+    same = len(original.linears.keys() - taken.keys())
+    untouched = f"{same} untouched {_operators(same)} identical"
+    if not taken:
+        return f"nothing was folded; {untouched}"
+    return (
+        f"{report.folded} batch norms derived again in {len(taken)} {_operators(len(taken))}, "
+        f"each number within half an ulp; {untouched}"
+    )
+
+
+def _operators(count: int) -> str:
+    return "operator" if count == 1 else "operators"
+
+
+def _rejected(found: Finding, affines: Taken) -> Layer:
+    return _layer(
+        Status.FAIL,
+        f"{found.tensor} of {found.node}, channel {found.channel}, is {found.ulps:.3g} ulp from what "
+        f"{' and '.join(affines.names)} give",
+        figure=found.ulps,
+        limit=HALF_ULP,
+        affine=affines.names[0],
+        channel=found.channel,
+    )
+
+
+def _collect(report: FoldReport) -> dict[str, Taken]:
+    """By operator: affines behind it compose first to last, affines before it last to first."""
+    taken: dict[str, Taken] = {}
+    for outcome in report.outcomes:
+        if not outcome.folded:
+            continue
+        if outcome.rule not in ("into-producer", "into-consumer"):
+            raise Incomplete(f"the certificate does not know the rule {outcome.rule} that folded {outcome.site.name}")
+        for site in outcome.into:
+            so_far, name = taken.get(site.name, Taken()), outcome.site.name
+            is_behind = outcome.rule == "into-producer"
+            taken[site.name] = Taken(so_far.after + (name,) * is_behind, (name,) * (not is_behind) + so_far.before)
+    return taken
+
+
+def _untouched(original: Evidence, folded: Evidence, report: FoldReport, taken: Mapping[str, Taken]) -> Layer | None:
+    """What is wrong with the operators that took nothing in and the batch norms that stay, if anything."""
+    gone = {outcome.site.name for outcome in report.outcomes if outcome.folded}
+    if still := sorted(gone & folded.norms.keys()):
+        return _layer(Status.FAIL, f"{still[0]} is reported as folded but still in the model", affine=still[0])
+    before: dict[str, Any] = {**original.linears, **original.norms}
+    after: dict[str, Any] = {**folded.linears, **folded.norms}
+    missing = []
+    for name, record in before.items():
+        if name in taken or name in gone:
+            continue
+        if name not in after:
+            missing.append(name)
+        elif not _identical(record, after[name]):
+            is_norm = name in original.norms
+            return _layer(Status.FAIL, f"{name} took nothing in, yet it changed", affine=name if is_norm else None)
+    if missing:
+        return _layer(
+            Status.WARN, f"{len(missing)} untouched operators are not in the folded model, first {missing[0]}"
+        )
+    return None
+
+
+def _identical(first: StoredLinear | StoredNorm, second: StoredLinear | StoredNorm) -> bool:
+    """The same numbers, bit for bit where both store them; no bias is a bias of zeros, however it was spelt."""
+    if isinstance(first, StoredLinear) and isinstance(second, StoredLinear):
+        facts = [(op.layout, op.groups, op.alpha, op.weight.shape) for op in (first, second)]
+        return facts[0] == facts[1] and _same(first.weight, second.weight) and _same(_offset(first), _offset(second))
+    return type(first) is type(second) and all(
+        _same(np.asarray(value), np.asarray(getattr(second, name))) for name, value in first.__dict__.items()
+    )
+
+
+def _offset(op: StoredLinear) -> Array:
+    return rows_of(op).bias * (1.0 if op.beta == 1 else np.float64(op.beta))
+
+
+def _same(first: Array, second: Array) -> bool:
+    if first.dtype == second.dtype and first.dtype.kind != "f":
+        return np.array_equal(first, second)
+    return first.shape == second.shape and bool(np.all((first == second) | ((first != first) & (second != second))))
+
+
+def _worst_of(node: str, affines: Taken, original: Evidence, folded: Evidence, seed: int) -> Finding:
+    for where, found in (("original", original), ("folded", folded)):
+        if node not in found.linears:
+            raise Incomplete(f"the {where} model has no stored weights for {node}")
+    if unknown := [name for name in affines.names if name not in original.norms]:
+        raise Incomplete(f"the original model has no stored statistics for {unknown[0]}")
+    before, after = original.linears[node], folded.linears[node]
+    if (before.layout, before.groups, before.weight.shape) != (after.layout, after.groups, after.weight.shape):
+        raise Incomplete(f"{node} is another operator in the folded model")
+    if not np.isfinite(before.weight).all():
+        raise Incomplete(f"the original weight of {node} is not finite")
+    comparison = _Comparison(node, affines, original.norms, before, after)
+    findings = [finding for rows in _chunks(before) for finding in comparison.over(rows, EXTENDED)]
+    worst = max(findings, key=_severity, default=Finding(node, "weight", 0, 0.0))
+    if worst.ulps <= HALF_ULP:
+        findings += [finding for part in _sample(node, affines, before, seed) for finding in comparison.over(*part)]
+        worst = max(findings, key=_severity, default=worst)
+    return worst
+
+
+def _severity(finding: Finding) -> float:
+    return float("inf") if np.isnan(finding.ulps) else finding.ulps
+
+
+def _chunks(op: StoredLinear) -> Iterator[slice]:
+    """All output channels, at most `_CHUNK` numbers at a time."""
+    outs, inputs, taps = rows_of(op).taps.shape
+    step = max(1, _CHUNK // max(inputs * taps, 1))
+    return (slice(first, first + step) for first in range(0, outs, step))
+
+
+def _sample(node: str, affines: Taken, op: StoredLinear, seed: int) -> Iterator[tuple[slice, Arithmetic, slice]]:
+    """One output channel for exact fractions, where its bias needs few enough of them; a few inputs will do if not."""
+    outs, inputs, taps = rows_of(op).taps.shape
+    if outs and (not affines.before or inputs * taps <= _LARGEST_SAMPLE):
+        channel = random.Random(f"{seed}/{node}").randrange(outs)
+        yield slice(channel, channel + 1), EXACT, slice(None if affines.before else _FEW_INPUTS)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One operator as it was and as it is stored now."""
+
+    node: str
+    affines: Taken
+    norms: Mapping[str, StoredNorm]
+    before: StoredLinear
+    after: StoredLinear
+
+    def over(self, rows: slice, number: Arithmetic, inputs: slice = slice(None)) -> Iterator[Finding]:
+        """The worst weight and the worst bias among some rows."""
+        was, now = (rows_of(op).select(rows, inputs) for op in (self.before, self.after))
+        exact = derived(was, self.before.alpha, self.before.beta, self.affines, self.norms, number)
+        taps = exact.taps / number.scalar(self.after.alpha or 1.0)
+        bias = exact.bias / number.scalar(self.after.beta or 1.0)
+        losses = ROUNDING * len(self.affines.names)
+        for tensor, stored, value, terms in (
+            ("weight", now.taps, taps, taps),
+            ("bias", now.bias, bias, exact.bias_terms),
+        ):
+            ulps = _distance(stored, value, losses * np.abs(terms.astype(np.float64)), number)
+            if ulps.size:
+                row = int(np.argmax(ulps)) * len(now.channels) // ulps.size
+                yield Finding(self.node, tensor, int(now.channels[row]), float(ulps.max()))
+
+
+def _distance(stored: Array, exact: Array, allowance: Array, number: Arithmetic) -> Array:
+    """How far each stored number is from the exact one beyond the allowance, in ulp; infinite for a NaN or infinity."""
+    finite = np.isfinite(stored)
+    gap = np.abs((number.convert(np.where(finite, stored, stored.dtype.type(0))) - exact).astype(np.float64))
+    ulps = np.maximum(gap - allowance, 0) / ulp(exact.astype(np.float64), stored.dtype.name)
+    return np.asarray(np.where(finite, ulps, np.inf))

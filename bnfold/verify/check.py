@@ -1,0 +1,126 @@
+"""Are two models the same? Layers of evidence, each able to say no on its own, and one verdict.
+
+    L0  the interfaces are the same
+    L1  every new number is what the original's stored numbers give           (folds with records only)
+    L2  executed in float64, original and unrounded fold agree
+    L4  in the runtime, the candidate is about as far from float64 as the original is
+
+`check_fold` serves a fold with its records, `check_pair` any two models. Models come as `Subject`s: a signature and two
+callables that prepare execution. What cannot run is a skipped layer with the reason. No evidence is not agreement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bnfold.errors import EnvironmentFailure
+from bnfold.evidence import Evidence
+from bnfold.folding import FoldReport
+from bnfold.model import Runner
+from bnfold.verify.certificate import derive
+from bnfold.verify.compare import Tolerance
+from bnfold.verify.execution import CheckPlan, Execution, Level, Subject
+from bnfold.verify.licence import licence
+from bnfold.verify.result import Layer, Status, Verdict, Verification
+
+__all__ = ["CheckPlan", "Level", "Records", "Subject", "Tolerance", "check_fold", "check_pair"]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a fold leaves behind: what both models store, and what became of each batch norm."""
+
+    original: Evidence
+    folded: Evidence
+    report: FoldReport
+
+
+def check_fold(
+    reference: Subject,
+    candidate: Subject,
+    unrounded: Callable[[], Runner],
+    records: Records,
+    plan: CheckPlan = CheckPlan(),
+) -> Verification:
+    """Check a fold of `reference`; `unrounded` prepares the same fold made and executed in float64.
+
+    Raises `UsageError` for inputs that cannot be meant and `EnvironmentFailure` for a missing provider; every other
+    trouble is in the verdict.
+    """
+    layers = [
+        licence(reference.signature, candidate.signature, plan.facts, exactly=True),
+        derive(records.original, records.folded, records.report, seed=plan.probes.seed),
+    ]
+    return _executed(layers, Execution.of(reference, candidate, unrounded, plan, strict=True))
+
+
+def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPlan()) -> Verification:
+    """Check any two models, whoever made the second. Raises as `check_fold` does.
+
+    The weights of the candidate may have been rounded, so a difference in float64 is told, not judged: L4 decides.
+    """
+    layers = [licence(reference.signature, candidate.signature, plan.facts, exactly=False)]
+    return _executed(layers, Execution.of(reference, candidate, candidate.exact, plan, strict=False))
+
+
+def _executed(layers: list[Layer], execution: Execution) -> Verification:
+    """Add the layers that execute, unless the level or the interfaces forbid it, and conclude."""
+    plan = execution.plan
+    if plan.level != "static" and layers[0].status is not Status.FAIL:
+        execution.run()
+        layers = [*layers, execution.semantic_layer(), execution.end_to_end_layer()]
+    verdict, sentence = conclude(layers, plan.level)
+    if verdict is Verdict.FAILED and plan.save_failure and execution.ran:
+        _save(plan.save_failure, execution)
+    return Verification(
+        verdict,
+        sentence,
+        plan.level,
+        plan.probes.seed,
+        tuple(layers),
+        execution.ends.results(),
+        tuple(record for probe in execution.ran for record in probe.records()),
+        plan.runtime if execution.ends.meters else None,
+    )
+
+
+def conclude(layers: Sequence[Layer], level: Level) -> tuple[Verdict, str]:
+    """The verdict of some layers, in one sentence."""
+    by_name = {layer.layer: layer for layer in layers}
+    skipped = [layer for layer in layers if layer.status is Status.SKIPPED]
+    told = "; ".join(layer.because for layer in layers if layer.layer != "L0" and layer.status is not Status.SKIPPED)
+    for layer in layers:
+        if layer.status is Status.FAIL:
+            limit = "" if layer.limit is None else f" (limit {layer.limit:.3g})"
+            return Verdict.FAILED, f"not equivalent, by {layer.layer}: {layer.because}{limit}"
+    if level == "full" and skipped:
+        return Verdict.NO_VERDICT, f"no verdict: {skipped[0].layer} was skipped: {skipped[0].because}"
+    if _passed(by_name, "L1"):
+        not_run = "".join(f"; {layer.layer} skipped: {layer.because}" for layer in skipped)
+        return Verdict.PROVED, f"proved: {told}{not_run}"
+    if _passed(by_name, "L4", Status.WARN) or (_is_skipped(by_name, "L4") and _passed(by_name, "L2")):
+        return Verdict.VERIFIED, f"verified: {told}"
+    reasons = "; ".join(f"{layer.layer}: {layer.because}" for layer in skipped) or "nothing was executed"
+    return Verdict.NO_VERDICT, f"no verdict: {reasons}"
+
+
+def _passed(layers: dict[str, Layer], name: str, *also: Status) -> bool:
+    return name in layers and layers[name].status in (Status.PASS, *also)
+
+
+def _is_skipped(layers: dict[str, Layer], name: str) -> bool:
+    return name in layers and layers[name].status is Status.SKIPPED
+
+
+def _save(folder: Path, execution: Execution) -> None:
+    """Keep the inputs that were run, one file each, in the form that `--data` reads."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, probe in enumerate(execution.ran):
+            np.savez(folder / f"{number:02}-{probe.family.replace(':', '-')}.npz", **probe.feeds)  # type: ignore[arg-type]
+    except OSError as error:
+        raise EnvironmentFailure(f"the inputs cannot be written to {folder}: {error.strerror}") from error

@@ -1,0 +1,262 @@
+"""Good files open without trust; a file that would run code is refused, and did not run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loading_helpers import ARCH, refused, same_weights
+from torch import nn
+
+from bnfold.errors import Rejected, UsageError
+from bnfold.loading import Source, load, to_program
+from bnfold.loading.audit import complaints
+from bnfold.loading.suggestions import peek
+
+pytest_plugins = "loading_fixtures"
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_runs_code_is_refused_and_did_not_run(folder: Path, zipped: bool) -> None:
+    torch.save({"model": Evil(folder / "ran")}, folder / "e.pt", _use_new_zipfile_serialization=zipped)
+    error = refused(folder / "e.pt", ARCH)
+    assert error.code == "needs-trust"
+    assert "mkdir" in str(error)
+    assert not (folder / "ran").exists()
+
+
+def test_environment_variables_cannot_make_loading_unsafe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"model": Evil(folder / "ran")}, folder / "e.pt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    assert refused(folder / "e.pt", ARCH).code == "needs-trust"
+    assert not (folder / "ran").exists()
+
+
+def test_a_pickled_module_needs_trust_and_the_hint_gives_it(folder: Path, net: nn.Module) -> None:
+    torch.save({"model": net.half(), "epoch": 1}, folder / "m.pt")
+    error = refused(folder / "m.pt")
+    assert error.code == "needs-trust"
+    assert "netcode.Net" in str(error)
+    assert error.hint == f"bnfold export {folder / 'm.pt'} --trust-pickle -i batch,3,224,224"
+    loaded = load(folder / "m.pt", Source(trust_pickle=True))
+    assert loaded.kind == "checkpoint"
+    assert loaded.model.conv.weight.dtype is torch.float16
+    assert loaded.notes == ("using the weights under 'model'",)
+
+
+def test_a_module_at_the_top_is_a_pickled_module(folder: Path, net: nn.Module) -> None:
+    torch.save(net, folder / "m.pt")
+    loaded = load(folder / "m.pt", Source(trust_pickle=True))
+    assert loaded.kind == "pickled_module"
+    assert same_weights(loaded.model, net)
+
+
+def test_named_types_are_enough_and_no_more(folder: Path, net: nn.Module) -> None:
+    torch.save(net, folder / "m.pt")
+    some = ("netcode.Net", "torch.nn.modules.conv.Conv2d")
+    error = refused(folder / "m.pt", Source(trust_types=some))
+    assert "BatchNorm2d" in str(error)
+    assert "Conv2d" not in str(error)
+    wanted = ("torch.nn.modules.batchnorm.BatchNorm2d", "torch.nn.modules.linear.Linear")
+    assert same_weights(load(folder / "m.pt", Source(trust_types=some + wanted)).model, net)
+    assert refused(folder / "m.pt", Source(trust_types=("no.Such",)), UsageError).code == "usage"
+
+
+def test_peeking_runs_nothing(folder: Path, net: nn.Module) -> None:
+    torch.save({"model": net, "x": Evil(folder / "ran")}, folder / "e.pt")
+    assert next(iter(peek(folder / "e.pt").values())) == (4, 3, 3, 3)
+    assert not (folder / "ran").exists()
+
+
+def test_peeking_at_a_file_that_is_none_finds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"PK")
+    assert peek(tmp_path / "a.pt") == {}
+
+
+# --- TorchScript ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["traced", "frozen"])
+def script(request: pytest.FixtureRequest, folder: Path, net: nn.Module) -> Path:
+    """A TorchScript archive of the network."""
+    path = folder / "script.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace: Callable[..., Any] = torch.jit.trace
+        traced = trace(net, torch.ones(2, 3, 9, 9))
+        (torch.jit.freeze(traced, optimize_numerics=False) if request.param == "frozen" else traced).save(path)
+    return path
+
+
+def test_torchscript_needs_trust_and_becomes_a_program(script: Path, net: nn.Module) -> None:
+    error = refused(script)
+    assert error.code == "needs-trust"
+    assert error.hint == f"bnfold export {script} --trust-pickle -i batch,3,224,224"
+    loaded = load(script, Source(trust_pickle=True))
+    assert (loaded.kind, loaded.input_guess) == ("torchscript", "batch,3,224,224")
+    x = torch.randn(2, 3, 9, 9)
+    program = to_program(loaded.model, (x,))
+    assert any("batch_norm" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), net(x))
+
+
+def test_torchscript_with_inputs_that_it_does_not_take(script: Path) -> None:
+    loaded = load(script, Source(trust_pickle=True))
+    with pytest.raises(Rejected) as caught:
+        to_program(loaded.model, (torch.ones(2, 5, 9, 9), torch.ones(1)))
+    assert caught.value.code == "conversion"
+
+
+# --- programs and archives --------------------------------------------------------------------------------------------
+
+
+def rewritten(path: Path, target: Path, change: Callable[[str, bytes], bytes], **extra: bytes) -> Path:
+    """A copy of an archive whose members went through `change`, and with more members."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        root = old.namelist()[0].partition("/")[0]
+        for member in old.infolist():
+            new.writestr(member.filename, change(member.filename, old.read(member)))
+        for name, data in extra.items():
+            new.writestr(f"{root}/{name.replace('__', '/')}", data)
+    return target
+
+
+def keep(name: str, data: bytes) -> bytes:
+    return data
+
+
+def test_every_shipped_model_opens_without_trust(models: Path) -> None:
+    for path in sorted(models.glob("*.pt")):
+        with zipfile.ZipFile(path) as archive:
+            assert list(complaints(archive)) == []
+    loaded = load(models / "digits_resnet.pt")
+    assert loaded.kind == "pt2"
+    assert loaded.model.module()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_program_with_sample_inputs_dicts_and_symbols_opens(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Any, more: Any) -> Any:
+            return {"a": x + more["k"], "b": [x.reshape(-1), (x.float().mean(),)]}
+
+    x = torch.ones(4, 6)
+    sizes = {"x": {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}, "more": {"k": {0: torch.export.Dim.AUTO}}}
+    program = torch.export.export(Two(), (x, {"k": torch.ones(4, 1)}), dynamic_shapes=sizes)
+    torch.export.save(program, tmp_path / "p.pt2")
+    loaded = load(tmp_path / "p.pt2").model
+    assert torch.equal(loaded.module()(x, {"k": x[:, :1]})["a"], x + 1)
+
+
+def in_program(old: str, new: str) -> Callable[[str, bytes], bytes]:
+    """Replace text in the JSON of the program."""
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return data
+        assert old.encode() in data
+        return data.replace(old.encode(), new.encode())
+
+    return change
+
+
+def payload_change(name: str, data: bytes) -> bytes:
+    return data.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("weights_config.json") else data
+
+
+def sample_inputs(data: bytes) -> Callable[[str, bytes], bytes]:
+    return lambda name, old: data if name.endswith("sample_inputs/model.pt") else old
+
+
+def torch_saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+RUN = "__import__('os').mkdir('ran')"
+SYMBOL = "Symbol('s77', positive=True, integer=True)"
+TREE = '{\\"type\\": null, \\"context\\": null, \\"children_spec\\": []}'
+ENUM = '{\\"type\\": \\"builtins.dict\\", \\"context\\": \\"{\\\\\\"__enum__\\\\\\": 1}\\", \\"children_spec\\": []}'
+
+ATTACKS: dict[str, Callable[[str, bytes], bytes]] = {
+    "a pickled weight": payload_change,
+    "an unsafe sample input": sample_inputs(torch_saved((Evil(Path("ran")),))),
+    "a sample input that is no archive": sample_inputs(pickle.dumps(Evil(Path("ran")), protocol=2)),
+    "code in a shape": in_program(SYMBOL, RUN),
+    "an attribute in a shape": in_program(SYMBOL, "Symbol.mro"),
+    "code in a guard": in_program('"guards_code": []', f'"guards_code": ["{RUN}"]'),
+    "code in a name": in_program('"name": "conv2d"', f'"name": "conv2d\\n{RUN}"'),
+    "code in an argument name": in_program('"forward_arg_names": ["x"]', f'"forward_arg_names": ["x={RUN}"]'),
+    "a library as operator": in_program("torch.ops.aten.conv2d.default", "torch.ops.load_library"),
+    "a function as operator": in_program("torch.ops.aten.conv2d.default", "torch.load"),
+    "a file as operator": in_program("torch.ops.aten.conv2d.default", "torch.ops.aten.from_file.default"),
+    "an enum in a tree": in_program(TREE, ENUM),
+    "a parameter outside": in_program('"parameter_name": "conv1.weight"', '"parameter_name": "a\\"b"'),
+    "no JSON": lambda name, data: b"{" if name.endswith("model.json") else data,
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_program_that_is_more_than_data_is_refused(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = rewritten(models / "digits_resnet.pt", tmp_path / "a.pt2", ATTACKS[attack])
+    assert refused(path).code == "unsafe-archive"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "member", ["data__constants__opaque_obj_0", "data__constants__custom_obj_0", "data__aotinductor__x.so"]
+)
+def test_members_that_are_code_are_refused(models: Path, tmp_path: Path, member: str) -> None:
+    path = rewritten(models / "digits_resnet.pt", tmp_path / "a.pt2", keep, **{member: b"x"})
+    assert refused(path).code == "unsafe-archive"
+
+
+def test_a_program_of_another_schema_is_invalid_not_unsafe(models: Path, tmp_path: Path) -> None:
+    path = rewritten(
+        models / "digits_resnet.pt",
+        tmp_path / "a.pt2",
+        in_program("torch.ops.aten.conv2d.default", "torch.ops.aten.nothing.default"),
+    )
+    assert refused(path).code == "invalid-program"
+
+
+def test_archives_that_readers_could_see_differently_are_refused(models: Path, tmp_path: Path) -> None:
+    source = models / "digits_mlp.pt"
+    twice = rewritten(source, tmp_path / "twice.pt", keep, ARCHIVE_FORMAT=b"pt2")
+    behind = tmp_path / "behind.pt"
+    behind.write_bytes(source.read_bytes() + b"x")
+    above = rewritten(source, tmp_path / "above.pt", keep, **{"..__x": b"x"})
+    assert [refused(path).code for path in (twice, behind, above)] == ["unsafe-archive"] * 3
+
+
+def test_an_archive_that_inflates_is_refused(folder: Path) -> None:
+    torch.save({"a": torch.zeros(20 << 20)}, folder / "w.pt")
+    with zipfile.ZipFile(folder / "w.pt") as old, zipfile.ZipFile(folder / "z.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert refused(folder / "z.pt", ARCH).code == "limit"
+    assert refused(folder / "z.pt", Source(arch="netcode:Net", no_limits=True)).code == "missing-keys"
