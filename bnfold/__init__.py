@@ -1,0 +1,50 @@
+"""Fold batch normalisation out of inference graphs, prove that nothing changed, measure what it bought.
+
+    folded = bnfold.fold(module, example_inputs)
+    folded.report.raise_if_unfolded()
+    bnfold.export("model.pt", "model.onnx")
+
+Names are imported when they are first used: `import bnfold` itself is instant and imports no framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnfold.api import Folded as Folded
+    from bnfold.api import bench as bench
+    from bnfold.api import check as check
+    from bnfold.api import export as export
+    from bnfold.api import fold as fold
+    from bnfold.api import inspect as inspect
+    from bnfold.api import load as load
+    from bnfold.api import save as save
+    from bnfold.errors import BnfoldError as BnfoldError
+    from bnfold.errors import MissingDependency as MissingDependency
+    from bnfold.errors import NotEquivalent as NotEquivalent
+    from bnfold.errors import NoVerdict as NoVerdict
+    from bnfold.errors import Rejected as Rejected
+    from bnfold.folding import FoldReport as FoldReport
+    from bnfold.graph import Reason as Reason
+
+_HOMES = {
+    "bnfold.api": ("Folded", "bench", "check", "export", "fold", "inspect", "load", "save"),
+    "bnfold.errors": ("BnfoldError", "MissingDependency", "NoVerdict", "NotEquivalent", "Rejected"),
+    "bnfold.folding": ("FoldReport",),
+    "bnfold.graph": ("Reason",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

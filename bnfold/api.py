@@ -19,10 +19,11 @@ from bnfold import pipeline
 from bnfold.dialects import dialect_of
 from bnfold.errors import UsageError
 from bnfold.folding import FoldOptions, FoldReport
+from bnfold.bench import Benchmark
 from bnfold.loading import Source
 from bnfold.loading import load as load_file
 from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions
-from bnfold.verification import check_models
+from bnfold.verification import Side, check_models
 from bnfold.verify.compare import Tolerance
 from bnfold.verify.result import Verification
 
@@ -62,18 +63,133 @@ def fold(
         raise UsageError(f"merge is 'auto' or 'never', not {merge!r}")
     options = FoldOptions(tuple(include), tuple(exclude), max_growth)
     if isinstance(model, str | Path):
-        model = load_file(Path(model)).model
-    family = type(model).__module__.split(".")[0]
-    if family == "onnx":
+        model = load(model)
+    if _is_proto(model):
         from bnfold.frontends import onnx
 
         folded, report = onnx.fold_model(onnx.from_proto(model), options)
         return Folded(onnx.to_proto(folded), report)
-    if "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module):
+    if _is_module(model):
         from bnfold.frontends import torch
 
-        examples = tuple(example_inputs) if example_inputs is not None else None
-        if isinstance(model, sys.modules["torch"].fx.GraphModule):
-            return Folded(*torch.fold_graph_module(model, options, examples))
-        return Folded(*torch.fold_module(model, examples, options))
+        return Folded(*torch.fold_module(model, _tuple(example_inputs), options))
     return Folded(*dialect_of(model).fold(model, options))
+
+
+def export(
+    model: Any,
+    out: str | Path,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    opset: int | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    max_growth: float = 1.10,
+    check: bool = True,
+) -> Run:
+    """Write a model as a folded ONNX file and return all that is known of it: `.fold`, `.check`, `.before`, `.after`.
+
+    `model` is the path of any model file, an `nn.Module` in eval mode (with `example_inputs`) or an `ExportedProgram`.
+    An existing model file at `out` is replaced. Raises `NotEquivalent` or `NoVerdict`, and writes nothing, if the check
+    does not agree.
+    """
+    run = Run("export")
+    options = FoldOptions(tuple(include), tuple(exclude), max_growth)
+    output, checks = OutputOptions(Path(out)), CheckOptions(enabled=check)
+    if isinstance(model, str | Path):
+        pipeline.run_export(run, Path(model), fold_options=options, output=output, check=checks, opset=opset)
+    else:
+        program = _captured(model, example_inputs)
+        pipeline.export_program(run, program, Path(out), fold_options=options, check=checks, opset=opset)
+    return run
+
+
+def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> FoldReport:
+    """What `fold` would do with every batch norm, and why it would leave some; takes what `fold` takes."""
+    return fold(model, example_inputs).report
+
+
+def check(
+    reference: Any,
+    candidate: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    level: Literal["auto", "static", "full"] = "auto",
+    rtol: float | None = None,
+    atol: float | None = None,
+    min_top1: float | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Compare two models: paths, ONNX models, exported programs, or modules (with `example_inputs`) in any combination.
+
+    A verdict that is not `proved` or `verified` is returned, not raised; see `bnfold.testing.assert_equivalent`.
+    """
+    given = rtol is not None or atol is not None
+    return check_models(
+        _side(reference, example_inputs),
+        _side(candidate, example_inputs),
+        run_options=RunOptions(seed=seed),
+        check=CheckOptions(level=level),
+        tolerance=Tolerance(rtol or 0.0, atol or 0.0) if given else None,
+        min_top1=min_top1,
+    )
+
+
+def bench(*paths: str | Path, batch: int = 1, budget: float = 60.0, processes: int = 10) -> Benchmark:
+    """Measure model files against the first in fresh processes; one alone is measured against its own fold."""
+    run = Run("bench")
+    pipeline.run_bench(run, tuple(map(Path, paths)), batch=batch, budget=budget, processes=processes)
+    assert run.bench is not None, "run_bench measures or raises"
+    return run.bench
+
+
+def load(path: str | Path, *, source: Source = Source()) -> Any:
+    """The model in a file: an `onnx_ir.Model`, an `ExportedProgram` or an `nn.Module` in eval mode, told by content."""
+    return load_file(Path(path), source).model
+
+
+def save(model: Any, path: str | Path) -> None:
+    """Write an ONNX model or an exported program, whole or not at all. An existing file is replaced."""
+    if _is_proto(model):
+        from bnfold.frontends import onnx
+
+        model = onnx.from_proto(model)
+    dialect_of(model).write(Path(path), model)
+
+
+def _side(model: Any, example_inputs: Sequence[Any] | None) -> Side:
+    if isinstance(model, str | Path):
+        model = load(model)
+    if _is_proto(model):
+        from bnfold.frontends import onnx
+
+        model = onnx.from_proto(model)
+    if _is_module(model):
+        model = _captured(model, example_inputs)
+    return Side(dialect_of(model), model)
+
+
+def _captured(model: Any, example_inputs: Sequence[Any] | None) -> Any:
+    """The exported program of a module; a program is taken as it is."""
+    if not _is_module(model):
+        return model
+    examples = _tuple(example_inputs)
+    if examples is None:
+        raise UsageError("a module needs example_inputs: a tuple of tensors that it accepts")
+    if model.training:
+        raise UsageError("the module is in train mode; call model.eval() first", hint="model.eval()")
+    from bnfold.frontends import torch
+
+    return torch.capture(model, examples)
+
+
+def _tuple(example_inputs: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if example_inputs is None else tuple(example_inputs)
+
+
+def _is_module(model: Any) -> bool:
+    return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
+
+
+def _is_proto(model: Any) -> bool:
+    return type(model).__name__ == "ModelProto"

@@ -76,6 +76,17 @@ def run_export(
     _write(run, dialect, result, out, output)
 
 
+def export_program(
+    run: Run, program: Any, out: Path, *, fold_options: FoldOptions, check: CheckOptions, opset: int | None = None
+) -> None:
+    """Write an exported program as a folded ONNX file."""
+    with run.stage("export"):
+        unfolded = _exported(program, opset)
+    work = _Work(run, RunOptions(), fold_options, check)
+    result = work.checked_fold(onnx_dialect(), unfolded, Side(torch_dialect(), program))
+    _write(run, onnx_dialect(), result, out, OutputOptions(out))
+
+
 def run_inspect(
     run: Run,
     path: Path,
@@ -228,7 +239,16 @@ def _unfolded(
             run.warn("converted", "the model is stored in half precision and exported in float32 (--dtype keep: as it is)")
         if not torch.dynamic_axes(program):
             run.warn("fixed-size", "every input size is fixed to the example's, the batch too")
-        return torch.to_onnx(program, opset=opset), program
+        return _exported(program, opset), program
+
+
+def _exported(program: Any, opset: int | None) -> Any:
+    """The program as the exporter writes it, less the biases that it computes at run time (of a wrong shape for Conv3d)."""
+    from bnfold.frontends import onnx, torch
+
+    model = torch.to_onnx(program, opset=opset)
+    onnx.normalise(model)
+    return model
 
 
 def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple[Any, FoldReport]:

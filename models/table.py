@@ -47,7 +47,7 @@ def export_row(name: str, folder: Path) -> list[str]:
     data = load(name)
     run = bnfold.export(HERE / f"{name}.pt", folder / f"{name}.onnx")
     net = NETS[name]().eval()
-    net.load_state_dict(torch.export.load(HERE / f"{name}.pt").state_dict)
+    net.load_state_dict(bnfold.load(HERE / f"{name}.pt").state_dict)
     before = torch_outputs(net, data.test_x)
     after = onnx_outputs(folder / f"{name}.onnx", data.test_x)
     return [*row(name, run.fold, before, after, data.test_y), f"{run.check.verdict}"]
@@ -57,7 +57,7 @@ def fold_row(name: str) -> list[str]:
     """One model through `bnfold.fold(module)`: compared in float64, and the caller's module looked at afterwards."""
     data = load(name)
     net = NETS[name]().eval()
-    net.load_state_dict(torch.export.load(HERE / f"{name}.pt").state_dict)
+    net.load_state_dict(bnfold.load(HERE / f"{name}.pt").state_dict)
     stored = copy.deepcopy(net.state_dict())
     folded = bnfold.fold(net, tuple(torch.from_numpy(array[:2]) for array in data.test_x))
     unchanged = not net.training and all(torch.equal(stored[key], tensor) for key, tensor in net.state_dict().items())
@@ -79,7 +79,8 @@ def row(name: str, report: bnfold.FoldReport, before: np.ndarray, after: np.ndar
     """The columns that both tables share."""
     same = np.mean(decisions(name, before) == decisions(name, after))
     counts = [str(len(report.outcomes)), str(report.left), reasons(report)]
-    return [name, *counts, f"{accuracy(name, before, labels):.4f}", f"{accuracy(name, after, labels):.4f}", f"{same:.2%}"]
+    scores = [f"{accuracy(name, outputs, labels):.4f}" for outputs in (before, after)]
+    return [name, *counts, *scores, f"{same:.2%}"]
 
 
 SHARED = ("model", "BN", "left", "reasons", "accuracy before", "after", "same decision")

@@ -3,8 +3,9 @@
     python tests/strangers.py OUTDIR           build the files, and print the table of commands
     python tests/strangers.py OUTDIR --run     run each; where a flag is missing, run the printed command as printed
 
-TorchScript comes twice, traced alone and traced and frozen. Every network is in `strangers_nets.py`, which is written
-into OUTDIR too: the code that a stranger's weights belong to.
+OUTDIR should be fresh: no command replaces a file that it did not name. TorchScript comes twice, traced alone, and
+traced and frozen. Every network is in `strangers_nets.py`, which is written into OUTDIR too: the code that a stranger's
+weights belong to.
 """
 
 from __future__ import annotations
@@ -332,7 +333,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def printed_command(text: str) -> list[str] | None:
     """The first line of a message that is a complete command."""
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip().removeprefix("run: ") for line in text.splitlines())
     return next((shlex.split(line) for line in lines if line.startswith("bnfold ")), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
@@ -190,6 +191,15 @@ def test_equal_sources_mean_equal_parameters() -> None:
             np.testing.assert_array_equal(mine.evaluate().taps, yours.evaluate().taps)
             np.testing.assert_array_equal(mine.evaluate().bias, yours.evaluate().bias)
         assert (mine.source == yours.source) == (left == right)
+
+
+@pytest.mark.parametrize("part", ["scale", "shift"])
+def test_sources_differ_where_an_affine_does(part: str) -> None:
+    rng = np.random.default_rng(9)
+    op, a = linear(rng, (1, 3, 3, 2)), affine(rng, 3)
+    other = replace(a, **{part: getattr(a, part) + 1e-9})
+    assert (a @ op).source != (other @ op).source
+    assert (op @ a).source != (op @ other).source
 
 
 def test_parameters_are_evaluated_only_when_asked_for() -> None:

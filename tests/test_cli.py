@@ -253,6 +253,14 @@ def test_every_failure_is_one_sentence_and_its_exit_code(
     assert sum(line.startswith("bnfold:") for line in captured.err.splitlines()) == 1
 
 
+def test_an_internal_error_ends_the_process_with_70() -> None:
+    fault = "from bnfold import pipeline; pipeline.run_fold = lambda *_, **__: {}['planted']"
+    ran = python(f"import sys; {fault}; from bnfold.cli import main; sys.exit(main(['fold', 'm.onnx']))")
+    assert ran.returncode == Exit.INTERNAL
+    assert ran.stderr.startswith("bnfold: internal error in bnfold.")
+    assert "Traceback" not in ran.stderr
+
+
 def test_debug_shows_the_traceback_of_an_internal_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

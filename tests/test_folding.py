@@ -32,8 +32,8 @@ from hypothesis import strategies as st
 from bnfold.algebra import Array, ChannelAffine, LinearOp
 from bnfold.errors import Exit, PolicyViolation
 from bnfold.folding import FoldOptions, FoldReport, Outcome, decide, fold
-from bnfold.graph import Reason, Refusal
-from bnfold.rules import RULES, into_consumer, into_producer
+from bnfold.graph import Reason, Refusal, View
+from bnfold.rules import RULES, Step, into_consumer, into_producer
 
 
 def became(outcome: Outcome) -> str:
@@ -137,6 +137,11 @@ ROWS = (
         "a weight is computed from the conv",
         lambda: graph("b", "d", c=conv("x"), b=bn("c"), d=conv("y", "v", "c")),
         {"b": "shared-output d"},
+    ),
+    Row(
+        "the BN reads the conv as its own parameter too",
+        lambda: graph("b", c=conv("x"), b=replace(bn("c"), also=("c",))),
+        {"b": "shared-output b"},
     ),
     Row("the conv is an output", lambda: graph("b", "c", c=conv("x"), b=bn("c")), {"b": "is-graph-output"}),
     Row(
@@ -351,6 +356,24 @@ def test_a_long_chain_is_written_once() -> None:
     model = Dictionary(cells, ("n49",))
     assert fold(model).folded == 49
     assert model.verbs.count(("write", "n0")) == 1
+
+
+@pytest.mark.parametrize("end", ["before", "behind"])
+def test_a_chain_settles_in_one_round(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked twice, so that time stays proportional to the number of batch norms."""
+    asked: list[str] = []
+
+    def counted(plan: View[str, str], node: str, affine: ChannelAffine) -> Step[str] | Refusal:
+        asked.append(node)
+        return into_consumer(plan, node, affine)
+
+    monkeypatch.setattr("bnfold.folding.into_consumer", counted)
+    if end == "before":
+        cells = {"n0": conv("x")} | {f"n{index}": scaling(f"n{index - 1}") for index in range(1, 20)}
+    else:
+        cells = {f"n{index}": scaling(f"n{index - 1}") for index in range(19)} | {"n19": conv("n18")}
+    assert fold(Dictionary(cells, ("n19",))).folded == 19
+    assert len(asked) == (0 if end == "before" else 19)
 
 
 # include and exclude

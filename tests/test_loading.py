@@ -174,6 +174,12 @@ def test_a_checkpoint_without_weights_says_what_it_holds(folder: Path) -> None:
     assert "optimizer" in str(error)
 
 
+def test_a_key_that_holds_no_weights_is_named(folder: Path, net: nn.Module) -> None:
+    torch.save({"epoch": 1, "state_dict": net.state_dict()}, folder / "c.pt")
+    error = refused(folder / "c.pt", Source(arch="netcode:Net", weights_key="epoch"))
+    assert str(error).endswith("c.pt holds no weights under 'epoch', only epoch, state_dict")
+
+
 def test_prefixes_come_off_only_where_all_names_have_them() -> None:
     one = torch.zeros(1)
     assert without_prefixes({"module._orig_mod.a": one})[1] == ["module.", "_orig_mod."]
@@ -200,6 +206,13 @@ def test_safetensors_alone_and_in_shards(folder: Path, net: nn.Module) -> None:
 def test_a_shard_elsewhere_is_refused(folder: Path) -> None:
     (folder / "w.index.json").write_text('{"weight_map": {"a": "../w.safetensors"}}')
     assert refused(folder / "w.index.json", ARCH).code == "unsafe-archive"
+
+
+def test_safetensors_whose_data_is_cut_off(folder: Path, net: nn.Module) -> None:
+    save_file(net.state_dict(), folder / "w.safetensors")
+    whole = (folder / "w.safetensors").read_bytes()
+    (folder / "w.safetensors").write_bytes(whole[:-8])
+    assert refused(folder / "w.safetensors", ARCH).code == "truncated"
 
 
 def test_half_precision_weights_stay_half_and_are_noted(folder: Path, net: nn.Module) -> None:

@@ -46,6 +46,13 @@ def test_a_pickle_that_runs_code_is_refused_and_did_not_run(folder: Path, zipped
     assert not (folder / "ran").exists()
 
 
+def test_names_from_a_file_cannot_reach_the_terminal_as_escapes(folder: Path) -> None:
+    torch.save({"\x1b[31mred": 1, "right\u202eleft": 2}, folder / "c.pt")
+    message = str(refused(folder / "c.pt", ARCH))
+    assert message.isprintable()
+    assert "?[31mred" in message
+
+
 def test_environment_variables_cannot_make_loading_unsafe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"model": Evil(folder / "ran")}, folder / "e.pt")
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -233,6 +240,12 @@ def test_a_program_that_is_more_than_data_is_refused(
 def test_members_that_are_code_are_refused(models: Path, tmp_path: Path, member: str) -> None:
     path = rewritten(models / "digits_resnet.pt", tmp_path / "a.pt2", keep, **{member: b"x"})
     assert refused(path).code == "unsafe-archive"
+
+
+def test_every_member_under_models_is_judged(models: Path, tmp_path: Path) -> None:
+    program = b'{"expr_str": "__import__(1)"}'
+    path = rewritten(models / "digits_resnet.pt", tmp_path / "a.pt2", keep, models__evil=program)
+    assert "expr str" in str(refused(path))
 
 
 def test_a_program_of_another_schema_is_invalid_not_unsafe(models: Path, tmp_path: Path) -> None:

@@ -115,17 +115,20 @@ def conv_plus(*shape: int) -> onnx.ModelProto:
 def false_rank() -> onnx.ModelProto:
     """A file that says rank 2 of a value of rank 3: on rank 2 the last axis would be the channel axis."""
     net = Net()
-    y = net.node("MatMul", ["x", net.constant("w", net.numbers(4, 4))], "y")
-    net.batch_norm(y, 4)
-    claim = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])
-    return net.model({"x": (4, 4, 4)}, value_info=[claim])
+    net.batch_norm(net.node("MatMul", [net.node("Relu", ["x"], "y"), net.constant("w", net.numbers(4, 4))], "z"), 4)
+    return net.model({"x": (4, 4, 4)}, value_info=[claim("y"), claim("z")])
 
 
 def unknown_rank() -> onnx.ModelProto:
+    """The file says a rank that nothing enforces."""
     net = Net()
-    y = net.node("Anything", ["x"], domain="custom")
+    y = net.node("Anything", ["x"], "y", domain="custom")
     net.batch_norm(net.node("MatMul", [y, net.constant("w", net.numbers(4, 4))]), 4)
-    return net.model({"x": (4, 4)})
+    return net.model({"x": (4, 4)}, value_info=[claim("y")])
+
+
+def claim(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4])
 
 
 def after(op: str, domain: str = "") -> onnx.ModelProto:
@@ -240,6 +243,30 @@ def computed_zero_bias() -> onnx.ModelProto:
     return net.model(IMAGE)
 
 
+def cast_weight(kind: int) -> onnx.ModelProto:
+    """A float16 Conv whose weight is stored as `kind` and cast at run time, as mixed-precision converters leave it."""
+    net = Net(dtype=TensorProto.FLOAT16)
+    wide = net.constant("w", net.numbers(6, 4, 3, 3), kind)
+    net.batch_norm(net.node("Conv", ["x", net.node("Cast", [wide], to=TensorProto.FLOAT16)]), 6)
+    return net.model(IMAGE)
+
+
+def looped() -> onnx.ModelProto:
+    """Conv and BN in the body of a Loop, with parameters of the outer graph."""
+    net, body = Net(), Net(seed=5)
+    body.batch_norm(body.conv("state", 4, 4, pads=[1, 1, 1, 1], bias=True), 4)
+    net.constants = [*body.constants, numpy_helper.from_array(np.array(3), "times")]
+    body.node("Identity", ["go"], "still")
+    kinds = {"i": (TensorProto.INT64, []), "go": (TensorProto.BOOL, []), "state": (TensorProto.FLOAT, None)}
+    given = [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
+    made = [
+        helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("bn", TensorProto.FLOAT, None),
+    ]
+    net.node("Loop", ["times", "", "x"], "out", body=helper.make_graph(body.nodes, "body", given, made))
+    return net.model(IMAGE)
+
+
 def bomb() -> onnx.ModelProto:
     """Two hundred bytes that would be four terabytes."""
     net = Net()
@@ -335,6 +362,7 @@ ROWS: dict[str, tuple[Build, list[Verdict]]] = {
     "matmul, left, + constant (M,)": (lambda: matmul((2, 4, 5), (5,), left=True), [NO_PRODUCER]),
     "matmul, left, rank 2": (lambda: matmul((4, 5), left=True), [Reason.AXIS_DIFFERS]),
     "bn before matmul": (lambda: matmul(before=True), [None]),
+    "bn before matmul of rank 3": (lambda: matmul((2, 4, 4), before=True), [Reason.AXIS_DIFFERS]),
     "bn before matmul + bias": (lambda: matmul(bias=(5,), before=True), [None]),
     "bn before matmul, left": (lambda: matmul((2, 4, 5), left=True, before=True), [None]),
     "matmul with a leading one": (matmul_of_many_leading_ones, [Reason.AXIS_DIFFERS]),
@@ -377,6 +405,8 @@ ROWS: dict[str, tuple[Build, list[Verdict]]] = {
     "computed statistics": (computed_statistics, [None]),
     # number types
     "float16": (lambda: norm(dtype=TensorProto.FLOAT16), [None]),
+    "weight cast from float32": (lambda: cast_weight(TensorProto.FLOAT), [None]),
+    "weight cast from bfloat16": (lambda: cast_weight(TensorProto.BFLOAT16), [None]),
     "double": (lambda: norm(dtype=TensorProto.DOUBLE), [None]),
     # who else reads
     "output": (lambda: shared_output("output"), [Reason.IS_GRAPH_OUTPUT]),
@@ -385,6 +415,7 @@ ROWS: dict[str, tuple[Build, list[Verdict]]] = {
     "a reader of the shape": (lambda: shared_output("shape"), [None]),
     "captured": (lambda: branches(captured=True), [Reason.CAPTURED_BY_SUBGRAPH]),
     "inside a branch": (lambda: branches(captured=False), [None]),
+    "inside a loop": (looped, [None]),
     "inside a function": (in_function, [None]),
     "overridable statistics": (overridable, [Reason.PARAMETER_NOT_CONSTANT]),
     "overridable weight": (lambda: overridable(name="conv.weight"), [Reason.PARAMETER_NOT_CONSTANT]),
@@ -799,9 +830,18 @@ def test_what_is_no_file_is_rejected(tmp_path: Path) -> None:
         assert error.value.code == code
 
 
+def typed(stored: onnx.TensorProto) -> onnx.TensorProto:
+    """The tensor with its numbers in a typed field, not as raw bytes."""
+    numbers = numpy_helper.to_array(stored).ravel().tolist()
+    stored.ClearField("raw_data")
+    stored.float_data.extend(numbers)
+    return stored
+
+
 INVALID: dict[str, tuple[str, Callable[[onnx.ModelProto], object]]] = {
     "undefined input": ("invalid-model", lambda proto: proto.graph.node[1].input.__setitem__(0, "nowhere")),
     "output made twice": ("invalid-model", lambda proto: proto.graph.node[1].output.__setitem__(0, "conv0")),
+    "too few numbers": ("invalid-model", lambda proto: typed(proto.graph.initializer[0]).float_data.pop()),
     "too few bytes": ("invalid-model", lambda proto: setattr(proto.graph.initializer[0], "raw_data", b"abc")),
     "sparse tensors": ("unsupported-model", lambda proto: proto.graph.sparse_initializer.add()),
     "training graph": ("unsupported-model", lambda proto: proto.training_info.add()),
@@ -846,6 +886,16 @@ def test_external_data_is_read_and_written(tmp_path: Path) -> None:
 def test_external_data_stays_in_its_folder(location: str, length: int, tmp_path: Path) -> None:
     with pytest.raises(Rejected) as error:
         frontend.read(with_external_data(tmp_path, location, length))
+    assert error.value.code == "external-data"
+
+
+def test_an_offset_that_is_no_number_is_rejected(tmp_path: Path) -> None:
+    path = with_external_data(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].external_data.add(key="offset", value="-4")
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(Rejected) as error:
+        frontend.read(path)
     assert error.value.code == "external-data"
 
 

@@ -219,6 +219,13 @@ def test_a_benchmark_never_gives_a_ratio_without_its_uncertainty(verdict: Compar
             assert words in " ".join(text.split())
 
 
+def test_a_check_begins_with_its_verdict() -> None:
+    check = replace(verification(), sentence="proved: every number was derived again")
+    report = report_of(Run("check", check=check))
+    assert report.headline == "Proved: every number was derived again."
+    assert console.render(report, io.StringIO()).count("every number was derived again") == 1
+
+
 def test_a_command_cut_short_does_not_begin_like_a_success() -> None:
     run = Run("fold", fold=FoldReport((folded(),)))
     report = report_of(run, EnvironmentFailure("the disk is full"))

@@ -77,7 +77,7 @@ class Processes:
             "provider_options": dict(self.options.provider_options),
             "threads": self.options.threads,
         }
-        return start_start(job)
+        return start_child(job)
 
     def rounds(self, a: str, b: str, how: str) -> list[Any]:
         """The `(rounds, 2)` times of one pair, by process."""
@@ -135,7 +135,7 @@ def _key(name: str, how: str) -> str:
     return f"{name} ({how})"
 
 
-def start_start(job: Mapping[str, Any]) -> Any:
+def start_child(job: Mapping[str, Any]) -> Any:
     """Run one measuring process to its end. Raises `NoVerdict` if a model does not run there."""
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))

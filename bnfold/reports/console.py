@@ -91,7 +91,6 @@ def _changes(report: Report) -> Table:
 def _check(report: Report) -> Iterator[RenderableType]:
     check = report.run.check
     assert check is not None, "called for a run that checked"
-    yield Text(clean(check.sentence))
     grid = _table("check", "", "", "measured")
     for layer in check.layers:
         status = Text(layer.status, _STATUS_STYLES[layer.status])

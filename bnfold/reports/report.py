@@ -112,7 +112,7 @@ class Report:
         if self.run.fold is not None:
             return _fold_headline(self)
         if self.run.check is not None:
-            return f"{_capital(VERDICT_WORDS[self.run.check.verdict])}: {self.run.check.sentence}"
+            return f"{self.run.check.sentence[:1].upper()}{self.run.check.sentence[1:]}."
         if self.failure is not None:
             return f"Failed: {self.failure}"
         return "Done."
@@ -165,7 +165,3 @@ def _nothing(total: int) -> str:
     if total == 1:
         return "Nothing to fold: the one batch norm of the model stays."
     return f"Nothing to fold: all {total} batch norms of the model stay."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -31,7 +31,7 @@ Array = NDArray[Any]
 
 HALF_ULP = 0.5 + 2.0**-20
 ROUNDING = 8 * 2.0**-53
-_CHUNK = 1 << 22
+_CHUNK = 1 << 18
 _LARGEST_SAMPLE = 512
 _FEW_INPUTS = 4
 

@@ -62,7 +62,8 @@ def parse_input(text: str) -> InputSpec:
     dtype = parts.pop() if len(parts) > 1 and parts[-1] in (*FLOATS, *INTEGERS, "bool") else None
     dims, name = parts[-1], ":".join(parts[:-1]) or None
     words = dims.split(",") if dims else []
-    if (not words and name is None) or not all(re.fullmatch(r"[1-9]\d*|[A-Za-z_]\w*", word) for word in words):
+    misplaced = "," in (name or "") or (not words and name is None)
+    if misplaced or not all(re.fullmatch(r"[1-9]\d*|[A-Za-z_]\w*", word) for word in words):
         raise UsageError(
             f"--input {text!r} is not [NAME:]DIMS[:DTYPE]", code="bad-input", hint="--input image:1,3,224,224:float32"
         )

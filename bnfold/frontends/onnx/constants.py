@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bnfold.algebra import Array
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.inferred import SMALL, Inferred
+from bnfold.frontends.onnx.rounding import rounded
 from bnfold.graph import Reason
 
 Arrays = Sequence[NDArray[Any]]
@@ -150,9 +151,7 @@ class Constants:
         if value.is_initializer():
             return None if self.is_overridable(value) else value.const_value
         node = value.producer()
-        if node is None or not walking.is_standard(node, "Constant") or len(node.attributes) != 1:
-            return None
-        return constant_tensor(node)
+        return constant_tensor(node) if node is not None and walking.is_standard(node, "Constant") else None
 
     def _computed(self, node: ir.Node, depth: int) -> Constant | None:
         if any(attribute.is_ref() for attribute in node.attributes.values()) or None in node.inputs:
@@ -162,7 +161,7 @@ class Constants:
         like = node.op_type == "CastLike"
         read = node.inputs[:1] if like else node.inputs
         inputs = [self._of(value, depth) for value in read if value is not None]
-        dtype = self._dtype(node, inputs)
+        dtype = self._dtype(node, inputs, depth)
         if dtype is None or any(known is None for known in inputs):
             return None
         known = [constant for constant in inputs if constant is not None]
@@ -172,17 +171,16 @@ class Constants:
             return None  # what cannot be computed now fails in the same way when the model runs
         if result is None:
             return None
-        rounds = node.op_type in ARITHMETIC and dtype in walking.FLOATS
-        exact = not rounds and all(constant.exact for constant in known)
+        exact = not _rounds(node, result, dtype) and all(constant.exact for constant in known)
         return Constant(result.shape, dtype, lambda: result, exact)
 
-    def _dtype(self, node: ir.Node, inputs: Sequence[Constant | None]) -> ir.DataType | None:
+    def _dtype(self, node: ir.Node, inputs: Sequence[Constant | None], depth: int) -> ir.DataType | None:
         if node.op_type in ("Shape", "Size"):
             return ir.DataType.INT64
         if node.op_type == "Cast":
             return ir.DataType(node.attributes["to"].as_int()) if "to" in node.attributes else None
         if node.op_type == "CastLike" and node.inputs[1] is not None:
-            target = self.of(node.inputs[1])
+            target = self._of(node.inputs[1], depth)
             return target.dtype if target else self.inferred.dtype(node.inputs[1])
         if node.op_type == "ConstantOfShape":
             value = node.attributes.get("value")
@@ -240,6 +238,8 @@ def is_quantised(node: ir.Node) -> bool:
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     """The tensor that a Constant node holds, None where it holds something else."""
+    if len(node.attributes) != 1:
+        return None
     name, attribute = next(iter(node.attributes.items()))
     if attribute.is_ref():
         return None
@@ -250,6 +250,15 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     if name in ("value_int", "value_ints"):
         return ir.Tensor(np.array(attribute.value, dtype=np.int64))
     return None
+
+
+def _rounds(node: ir.Node, result: NDArray[Any], dtype: ir.DataType) -> bool:
+    """Whether the model rounds where float64 did not: in arithmetic, and in casts that lose digits."""
+    if dtype not in walking.FLOATS:
+        return False
+    if node.op_type in ("Cast", "CastLike"):
+        return not np.array_equal(rounded(result, dtype).astype(np.float64), result, equal_nan=True)
+    return node.op_type in ARITHMETIC
 
 
 def _wide(constant: Constant) -> NDArray[Any]:

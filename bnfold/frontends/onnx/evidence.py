@@ -63,6 +63,8 @@ class _Reader:
         if weight is None or (bias is None) != (bias_value is None) or len(known) != len(node.attributes):
             return None
         if node.op_type != "Gemm":
+            if bias is not None and bias.ndim != 1:
+                return None
             layout = "conv" if node.op_type == "Conv" else "conv_transpose"
             return StoredLinear(layout, weight, bias, groups=known.get("group", 1))  # type: ignore[arg-type]
         if bias is not None and bias.size > 1 and bias.shape[-1] != bias.size:

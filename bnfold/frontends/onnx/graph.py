@@ -95,7 +95,8 @@ class OnnxGraph:
 
     def fits(self, node: ir.Node, op: LinearOp) -> Reason | None:
         spelling = self._spelled(node)
-        parameters = op.evaluate()
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            parameters = op.evaluate()
         if not (np.isfinite(parameters.taps).all() and np.isfinite(parameters.bias).all()):
             return Reason.NON_FINITE
         weight = rounded(spelling.stored(parameters.taps), spelling.weight.dtype)
@@ -247,10 +248,10 @@ def _computed_from_shared(value: ir.Value) -> bool:
 
 def _module(node: ir.Node) -> str | None:
     """The path of the module that made the node, as torch's exporter notes it: scopes from the root to the node."""
-    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     try:
-        scopes = ast.literal_eval(noted)
-    except (ValueError, SyntaxError):  # no note, or not one of torch's exporter
+        scopes = ast.literal_eval(noted) if noted else None
+    except (ValueError, SyntaxError):  # not a note of torch's exporter
         return None
     modules = [scope for scope in scopes[:-1] if isinstance(scope, str)] if isinstance(scopes, list) else []
     return modules[-1] if modules and modules[-1] else None

@@ -17,7 +17,9 @@ def identity(model: ir.Model) -> list[str]:
     """IR version, opsets, names and metadata of a model, one text each."""
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(model.opset_imports.items()))
     metadata = [f"metadata {key}={value}" for key, value in sorted(model.metadata_props.items())]
-    names = [f"{what} {getattr(model, what)!r}" for what in ("producer_name", "producer_version", "domain", "doc_string")]
+    names = [
+        f"{what} {getattr(model, what)!r}" for what in ("producer_name", "producer_version", "domain", "doc_string")
+    ]
     return [f"IR version {model.ir_version}", f"opsets {opsets}", *names, f"graph {model.graph.name!r}", *metadata]
 
 

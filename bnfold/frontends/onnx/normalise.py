@@ -22,9 +22,8 @@ GEMM_WITHOUT_BIAS = 11
 def normalise(model: ir.Model, constants: Constants | None = None) -> None:
     """Clear computed biases and the Identity nodes next to batch norms, in place; remove what nobody reads then."""
     known, before = constants or Constants(model), Unused.of(model)
-    functions = {function.graph for function in model.functions.values()}
     for node in list(walking.nodes(model)):
-        if walking.is_standard(node, *BIASED) and node.graph not in functions:
+        if walking.is_standard(node, *BIASED):
             _clear_bias(node, known, model)
         elif walking.is_standard(node, "BatchNormalization"):
             _skip_identities(node)
@@ -42,7 +41,7 @@ def _clear_bias(node: ir.Node, constants: Constants, model: ir.Model) -> None:
     optional = node.op_type != "Gemm" or walking.model_opset(model) >= GEMM_WITHOUT_BIAS
     if optional and not np.any(constant.array()):
         node.resize_inputs(2)
-    elif not bias.is_graph_output() and model.ir_version >= 4:
+    elif not bias.is_graph_output() and model.ir_version >= 4 and bias.graph not in walking.function_graphs(model):
         _store(bias, constant)
 
 

@@ -19,6 +19,16 @@ from bnfold.errors import EnvironmentFailure, Rejected
 from bnfold.frontends.onnx.walking import STANDARD_DOMAINS
 
 OPAQUE = "bnfold.opaque"
+INVALID = "invalid-model"
+COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+COUNTABLE = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING, *COMPLEX}
+TYPED: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float_data",
+    onnx.TensorProto.DOUBLE: "double_data",
+    onnx.TensorProto.INT64: "int64_data",
+    onnx.TensorProto.UINT64: "uint64_data",
+    onnx.TensorProto.UINT32: "uint64_data",
+}
 PROTOBUF_LIMIT = 1 << 31
 
 
@@ -86,7 +96,7 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     if not proto.ir_version or not proto.HasField("graph"):
         raise Rejected(f"{name} is not an ONNX model", code="not-onnx")
     if not proto.opset_import:
-        raise Rejected(f"{name} names no operator set: it is truncated or damaged", code="truncated")
+        raise Rejected(f"{name} names no operator set: it is truncated, or older than 2017", code="truncated")
     return proto
 
 
@@ -157,9 +167,14 @@ def _check_external(proto: onnx.ModelProto, path: Path) -> None:
             raise Rejected(f"{path.name} wants data from outside its folder: {location!r}", code="external-data")
         if not file.is_file():
             raise Rejected(f"{path.name} needs the file {location}, which is not there", code="external-data")
-        end = int(entries.get("offset", 0)) + max(int(entries.get("length", 0)), _nbytes(tensor) or 0)
-        if end > file.stat().st_size:
+        offset, length = (_count(entries.get(key, "0")) for key in ("offset", "length"))
+        if offset + max(length, _nbytes(tensor) or 0) > file.stat().st_size:
             raise Rejected(f"{location} is truncated: tensor {tensor.name!r} ends behind it", code="external-data")
+
+
+def _count(text: str) -> int:
+    """A number of bytes; more than any file has where the text is none."""
+    return int(text) if text.isdecimal() else 1 << 63
 
 
 def _refuse_unsupported(proto: onnx.ModelProto, name: str) -> None:
@@ -177,21 +192,28 @@ def _refuse_unsupported(proto: onnx.ModelProto, name: str) -> None:
 
 def _check(proto: onnx.ModelProto, name: str) -> None:
     for tensor in _tensors(proto):
-        expected = _nbytes(tensor)
-        if tensor.HasField("raw_data") and expected is not None and len(tensor.raw_data) != expected:
-            raise Rejected(
-                f"{name} is damaged: tensor {tensor.name!r} has {len(tensor.raw_data)} bytes and needs {expected}",
-                code="invalid-model",
-            )
+        if not _is_complete(tensor):
+            raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has too little or too much data", code=INVALID)
     try:
         onnx.checker.check_model(_outline(proto))
     except onnx.checker.ValidationError as error:
-        raise Rejected(f"{name} is not a valid ONNX model: {_first_line(error)}", code="invalid-model") from error
+        raise Rejected(f"{name} is not a valid ONNX model: {_first_line(error)}", code=INVALID) from error
+
+
+def _is_complete(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor holds as many numbers as its shape says, where that can be counted."""
+    expected = _nbytes(tensor)
+    if expected is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return True
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data) == expected
+    typed: int = len(getattr(tensor, TYPED.get(tensor.data_type, "int32_data")))
+    return typed == int(prod(tensor.dims))
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int | None:
-    """The bytes of a tensor of whole-byte numbers."""
-    if tensor.data_type not in list(ir.DataType) or tensor.data_type == ir.DataType.STRING:
+    """The bytes of a tensor of whole-byte real numbers."""
+    if tensor.data_type not in COUNTABLE:
         return None
     bits = ir.DataType(tensor.data_type).bitwidth
     return prod(tensor.dims) * bits // 8 if bits % 8 == 0 else None

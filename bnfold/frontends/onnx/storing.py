@@ -25,7 +25,7 @@ class Store:
         self._model = model
         self._taken: set[str] | None = None
         self._copies: dict[tuple[ir.Value, str, bytes], ir.Value] = {}
-        self._functions = {function.graph for function in model.functions.values()}
+        self._functions = walking.function_graphs(model)
 
     def put(self, slot: Slot, array: NDArray[Any], weight: ir.Value) -> None:
         """Let an input hold the array: in the tensor it reads if nobody else does, else in a new one.

@@ -29,6 +29,11 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from root.subgraphs()
 
 
+def function_graphs(model: ir.Model) -> set[ir.Graph]:
+    """The bodies of the functions, which can hold no initializers."""
+    return {function.graph for function in model.functions.values()}
+
+
 def is_standard(node: ir.Node, *op_types: str) -> bool:
     """Whether the node is one of these operators of the default domain."""
     return node.op_type in op_types and node.domain in STANDARD_DOMAINS

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -43,22 +40,10 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
         path.write_bytes(to_bytes(model))
         return (path,)
     data = path.with_name(path.name + ".data")
-    with _quiet():
-        ir.save(model, path, external_data=data.name)
+    ir.save(model, path, external_data=data.name)
     return (path, data) if data.exists() else (path,)
 
 
 def _inline_bytes(model: ir.Model) -> int:
     tensors = walking.stored_tensors(model)
     return sum(tensor.nbytes for tensor in tensors if not isinstance(tensor, ir.ExternalTensor))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -6,7 +6,6 @@ float32 ones for export. Stored tensors, the dtypes that nodes ask for, and all 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from bnfold.frontends.torch.constants import with_dtype
-from bnfold.frontends.torch.program import ProgramShelf
+from bnfold.frontends.torch.program import ProgramShelf, copied_graph
 
 
 def as_float64(program: ExportedProgram) -> ExportedProgram:
@@ -58,7 +57,7 @@ def _convert_graph(module: fx.GraphModule, dtype: torch.dtype) -> None:
     """Rewrite the dtypes that nodes ask for and those that are recorded; subgraphs are replaced by copies."""
     for name, part in list(module.named_children()):
         if isinstance(part, fx.GraphModule):
-            copied = fx.GraphModule(part, copy.deepcopy(part.graph))
+            copied = copied_graph(part)
             _convert_graph(copied, dtype)
             setattr(module, name, copied)
     for node in module.graph.nodes:

@@ -22,10 +22,12 @@ from bnfold.graph import Reason
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_COMPUTABLE = words("add sub mul div truediv neg pow reciprocal sqrt rsqrt exp square abs norm linalg_vector_norm _weight_norm"
+_COMPUTABLE = words(
+    "add sub mul div truediv neg pow reciprocal sqrt rsqrt exp square abs norm linalg_vector_norm _weight_norm"
     " _weight_norm_interface sum mean var std var_mean std_mean amax mv dot vdot mm matmul batch_norm layer_norm"
-    " reshape view t transpose permute numpy_T flatten unsqueeze squeeze expand contiguous clone detach detach_ to _to_copy"
-    " float double half getitem cat stack tanh sigmoid softplus lift_fresh_copy alias")
+    " reshape reshape_as view view_as t transpose permute numpy_T flatten unsqueeze squeeze expand contiguous clone detach detach_ to _to_copy"
+    " float double half getitem cat stack tanh sigmoid softplus lift_fresh_copy alias"
+)
 """Deterministic operators that may stand between a stored tensor and a weight."""
 
 
@@ -98,7 +100,7 @@ class Constants:
 
     def _look(self, node: fx.Node) -> Constant | Reason:
         if not self.is_constant(node):
-            return Reason.PARAMETER_NOT_CONSTANT
+            return Reason.QUANTISED if is_quantised(node) else Reason.PARAMETER_NOT_CONSTANT
         if node in self.names:
             return self._stored(self.names[node], transposed=False)
         source = _transpose_of(node)
@@ -151,6 +153,11 @@ def with_dtype(arguments: Any, dtype: torch.dtype) -> Any:
     if isinstance(arguments, dict):
         return {key: with_dtype(value, dtype) for key, value in arguments.items()}
     return arguments
+
+
+def is_quantised(node: fx.Node) -> bool:
+    """Whether a node converts from or to integers that stand for floats, or computes with them."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace.startswith("quantized")
 
 
 def _transpose_of(node: fx.Node) -> fx.Node | None:

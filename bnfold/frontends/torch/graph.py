@@ -1,17 +1,15 @@
 """`TorchGraph`: an fx graph as rules see it, over exported programs and the user's GraphModules alike.
 
-A value is the `fx.Node` that makes it. A batch norm that returns a tuple gives its result in item 0; a frozen batch norm
-that is spelt out as `x * scale + shift` is one node, the addition. What differs between the two dialects is given to the
+A value is the `fx.Node` that makes it. A batch norm that returns a tuple gives its result in item 0; a frozen batch
+norm, spelt out as `x * scale + shift`, is one node: the addition. What differs between the two dialects is given to the
 constructor: the stored tensors, the ranks that are facts, and the `Writer` that puts new tensors where they belong.
 """
 
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +19,8 @@ from torch import fx, nn
 from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
 from bnfold.frontends.torch.aliasing import bare_name, mutated, reads_shape_only
 from bnfold.frontends.torch.calls import Call, call_of, hooked, tensor_arguments
-from bnfold.frontends.torch.constants import Constant, Constants
+from bnfold.frontends.torch.constants import Constant, Constants, is_quantised
+from bnfold.frontends.torch.frozen import FrozenNorm, frozen_affine, frozen_norm, frozen_norms
 from bnfold.frontends.torch.lenses import (
     WEIGHT_NAMES,
     Form,
@@ -32,6 +31,7 @@ from bnfold.frontends.torch.lenses import (
     taps_of,
     weight_of,
 )
+from bnfold.frontends.torch.places import module_path, source_line
 from bnfold.frontends.torch.rounding import rounded
 from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
 
@@ -55,8 +55,8 @@ class Writer(Protocol):
     def write(self, node: fx.Node, parameters: NewParameters) -> None:
         """Take note of the new parameters of a linear operator."""
 
-    def erase(self, node: fx.Node) -> None:
-        """Remove a node that nobody reads, and the constants that only it has read."""
+    def bypass(self, node: fx.Node, result: fx.Node, value: fx.Node) -> None:
+        """Let the readers of `result` read `value`; remove the node, and the constants that only it has read."""
 
 
 class TorchGraph:
@@ -76,8 +76,8 @@ class TorchGraph:
         self.pinned = mutated(graph, modules)
         self.constants = Constants(graph, names, tensors, self.pinned)
         self._ranks = ranks
-        self._frozen = dict(self._frozen_norms())
-        self._scalings = {scaling: addition for addition, (_, scaling, *_) in self._frozen.items()}
+        self._frozen = frozen_norms(graph, self.constants)
+        self._scalings = {norm.scaling: addition for addition, norm in self._frozen.items()}
         self._affines = [*self._norms(), *self._captured()]
         self._readers = self._weight_readers()
         self.writer = writer(self)
@@ -89,11 +89,11 @@ class TorchGraph:
 
     def site(self, node: fx.Node) -> Site:
         name = node.name if node.graph is self.graph else f"{self._owner(node)}.{node.name}"
-        return Site(name, self._operator(node), module_path(node), _source(node))
+        return Site(name, self._operator(node), module_path(node), source_line(node))
 
     def data(self, node: fx.Node) -> fx.Node:
-        if node in self._frozen and (frozen := self._frozen_norm(node)):
-            return frozen[0]
+        if node in self._frozen and (frozen := frozen_norm(node, self.constants)):
+            return frozen.data
         call = self.call(node)
         assert call is not None, "only affines and linear operators have data"
         value = call.get(self._data_name(call))
@@ -126,10 +126,10 @@ class TorchGraph:
         if node.op == "call_module" and hooked(self.modules[str(node.target)]):
             return Reason.HOOKED
         if node in self._frozen:
-            return self._read_frozen(node)
+            return self._read_frozen(self._frozen[node])
         call = self.call(node)
         if call is None:
-            return _opaque(node)
+            return Reason.UNKNOWN_OPERATOR if node in self._affines else _opaque(node)
         return self._read_norm(node, call) if is_norm(call) else self._read_linear(call)
 
     def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
@@ -163,8 +163,7 @@ class TorchGraph:
         self.writer.write(node, NewParameters(form, weight, bias, new_weight, None if needless else new_bias))
 
     def bypass(self, node: fx.Node) -> None:
-        self.result(node).replace_all_uses_with(self.data(node))
-        self.writer.erase(node)
+        self.writer.bypass(node, self.result(node), self.data(node))
 
     # how it is read
 
@@ -179,8 +178,13 @@ class TorchGraph:
         """Batch norms over values; one over a weight (weight standardisation) is a part of that weight."""
         for node in self.graph.nodes:
             call = self.call(node)
-            if node in self._frozen or (call is not None and is_norm(call) and not self.constants.is_constant(node)):
+            known = call is not None and is_norm(call) and not self.constants.is_constant(node)
+            if known or node in self._frozen or (call is None and self._is_norm_module(node)):
                 yield node
+
+    def _is_norm_module(self, node: fx.Node) -> bool:
+        """Whether a called module is a batch norm whose class may do more than that."""
+        return node.op == "call_module" and isinstance(self.modules[str(node.target)], nn.modules.batchnorm._BatchNorm)
 
     def _captured(self) -> Iterator[fx.Node]:
         """Batch norms inside the subgraphs of higher-order operators."""
@@ -230,6 +234,14 @@ class TorchGraph:
             return Reason.MUTATED_IN_PLACE
         return norm_of(call, self._array)
 
+    def _read_frozen(self, norm: FrozenNorm) -> ChannelAffine | Reason:
+        scale, shift = self._array(norm.scale), self._array(norm.shift)
+        if isinstance(scale, Reason) or isinstance(shift, Reason):
+            return Reason.PARAMETER_NOT_CONSTANT
+        if norm.data in self.pinned:
+            return Reason.MUTATED_IN_PLACE
+        return frozen_affine(scale, shift, self._ranks(norm.data))
+
     def _array(self, argument: Any) -> Array | Reason:
         constant = self.constants.find(argument)
         return constant if isinstance(constant, Reason) else constant.array()
@@ -275,47 +287,6 @@ class TorchGraph:
                 readers[weight.key] = readers.get(weight.key, 0) + 1
         return readers
 
-    # frozen batch norms
-
-    def _frozen_norms(self) -> Iterator[tuple[fx.Node, tuple[fx.Node, fx.Node, fx.Node, fx.Node]]]:
-        for node in self.graph.nodes:
-            if "BatchNorm" in _module_type(node) and (found := self._frozen_norm(node)):
-                yield node, found
-
-    def _frozen_norm(self, node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node] | None:
-        """`(data, scaling, scale, shift)` of an addition `data * scale + shift` whose scale and shift are constant."""
-        outer = self._with_constant(node, "add")
-        inner = outer and self._with_constant(outer[0], "mul")
-        if outer is None or inner is None or len(outer[0].users) != 1:
-            return None
-        return inner[0], outer[0], inner[1], outer[1]
-
-    def _with_constant(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node] | None:
-        if bare_name(node) != name or len(node.args) != 2 or node.kwargs:
-            return None
-        left, right = node.args
-        if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
-            return None
-        left, right = (right, left) if self.constants.is_constant(left) else (left, right)
-        return None if self.constants.is_constant(left) or not self.constants.is_constant(right) else (left, right)
-
-    def _read_frozen(self, node: fx.Node) -> ChannelAffine | Reason:
-        data, _, scale, shift = self._frozen[node]
-        if data in self.pinned:
-            return Reason.MUTATED_IN_PLACE
-        scales, shifts = self._array(scale), self._array(shift)
-        if isinstance(scales, Reason) or isinstance(shifts, Reason):
-            return Reason.PARAMETER_NOT_CONSTANT
-        rank = self._ranks(data)
-        if rank is None:
-            return Reason.AXIS_UNKNOWN
-        channels = scales.size
-        aligned = {(1, channels, *[1] * (rank - 2)), (channels, *[1] * (rank - 2))}
-        if rank < 2 or scales.shape not in aligned or shifts.shape not in aligned:
-            return Reason.NOT_PER_CHANNEL
-        finite = np.isfinite(scales).all() and np.isfinite(shifts).all()
-        return ChannelAffine(scales.reshape(-1), shifts.reshape(-1), axis=1) if finite else Reason.NON_FINITE
-
 
 def _linear_op(form: Form, weight: Constant, bias: Constant | None, axis: int) -> LinearOp | Reason:
     """The operator; its thunk captures the tensors."""
@@ -338,9 +309,10 @@ def _is_computed_product(call: Call) -> bool:
 
 
 def _opaque(node: fx.Node) -> Reason:
-    namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
-    if namespace.startswith("quantized"):
+    """Why a node that no lens reads is no linear operator."""
+    if is_quantised(node):
         return Reason.QUANTISED
+    namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
     return Reason.NOT_LINEAR if namespace in ("aten", "prims", "prim") else Reason.UNKNOWN_OPERATOR
 
 
@@ -352,31 +324,3 @@ def _item(node: fx.Node) -> int | None:
     """Which item of a tuple a node takes; None where it is no such node."""
     index = node.args[1] if node.op == "call_function" and node.target is operator.getitem else None
     return index if isinstance(index, int) else None
-
-
-def _stack(node: fx.Node) -> list[tuple[str, Any]]:
-    return [entry for entry in node.meta.get("nn_module_stack", {}).values() if not entry[0].startswith("_empty")]
-
-
-def module_path(node: fx.Node) -> str | None:
-    """The path of the module that a node came from."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = _stack(node)
-    return stack[-1][0] or None if stack else None
-
-
-def _module_type(node: fx.Node) -> str:
-    stack = _stack(node)
-    kind = stack[-1][1] if stack else ""
-    return kind if isinstance(kind, str) else kind.__name__
-
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-
-
-def _source(node: fx.Node) -> tuple[str, int] | None:
-    """The innermost line of the user's own code, with the file's name alone."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [(file, line) for file, line in frames if "torch" not in PurePath(file).parts]
-    return (PurePath(own[-1][0]).name, int(own[-1][1])) if own else None

@@ -50,8 +50,7 @@ def materialise(module: nn.Module) -> None:
         for hook in list(part._forward_pre_hooks.values()):
             _remove(part, hook)
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            _settle_parametrizations(part)
 
 
 def duplicate(module: M) -> M:
@@ -72,6 +71,16 @@ def _only_computes(module: nn.Module) -> bool:
     others = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
     computes = all(isinstance(hook, _COMPUTED) for hook in module._forward_pre_hooks.values())
     return computes and not any(others) and "forward" not in vars(module)
+
+
+def _settle_parametrizations(part: nn.Module) -> None:
+    """torch's own removal deletes a property of the class, which the caller's module shares."""
+    with torch.no_grad():
+        values = {name: getattr(part, name).detach().clone() for name in part._modules["parametrizations"]._modules}  # type: ignore[union-attr]
+    part.__class__ = parametrize.type_before_parametrizations(part)
+    del part._modules["parametrizations"]
+    for name, value in values.items():
+        part.register_parameter(name, nn.Parameter(value))
 
 
 def _remove(part: nn.Module, hook: object) -> None:

@@ -1,7 +1,7 @@
 """How torch spells a linear map and a batch norm, and nothing about graphs.
 
-A `Form` says where a linear operator keeps its numbers; `taps_of` and `weight_of` turn a stored weight into the one view
-`(group, out, in, tap)` and back. `norm_of` reads the constants of a batch norm. To add an operator: one name in
+A `Form` says where a linear operator keeps its numbers; `taps_of` and `weight_of` turn a stored weight into the one
+view `(group, out, in, tap)` and back. `norm_of` reads the constants of a batch norm. To add an operator: one name in
 `calls.py`, one lens in `LENSES`.
 
 **A lens refuses any argument it does not name.**
@@ -116,8 +116,10 @@ def _product(weight: str) -> Callable[[Call, Shape], Form | Reason]:
 
 
 _CONVOLUTION = Lens(
-    words("input weight bias stride padding dilation groups transposed output_padding output_size padding_mode"
-        " benchmark deterministic cudnn_enabled allow_tf32"),
+    words(
+        "input weight bias stride padding dilation groups transposed output_padding output_size padding_mode"
+        " benchmark deterministic cudnn_enabled allow_tf32"
+    ),
     _convolution,
 )
 
@@ -160,8 +162,9 @@ def weight_of(form: Form, taps: Array, shape: Shape) -> Array:
     return taps[0, :, :, 0] if form.layout == "linear" else taps[0, :, :, 0].T
 
 
-_NORM_ARGUMENTS = words("input weight bias running_mean running_var training eps epsilon momentum exponential_average_factor"
-    " cudnn_enabled")
+_NORM_ARGUMENTS = words(
+    "input weight bias running_mean running_var training eps epsilon momentum exponential_average_factor cudnn_enabled"
+)
 
 _ALWAYS_TRAINING = {"_batch_norm_with_update": True}
 _NEVER_TRAINING = {"_native_batch_norm_legit_no_training": False, "_batch_norm_no_update": False}

@@ -5,21 +5,18 @@ The caller's module is never changed, and the result owns its tensors.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from bnfold.errors import Rejected, UsageError
 from bnfold.folding import FoldOptions, FoldReport, fold
 from bnfold.frontends.torch.capture import capture_as_is, quiet
-from bnfold.frontends.torch.graph import NewParameters, TorchGraph
+from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.hooks import duplicate, foreign_hooks, is_leaf, materialise
 from bnfold.frontends.torch.program import fold_program
 from bnfold.frontends.torch.ranks import enforced_ranks, observed_ranks
+from bnfold.frontends.torch.submodules import ModuleShelf, ModuleWriter
 from bnfold.frontends.torch.writeback import Ledger
 
 
@@ -39,7 +36,8 @@ def fold_module(
     hooks = foreign_hooks(module)
     if example_inputs is not None and not hooks:
         program, report = fold_program(capture_as_is(module, example_inputs, batch_only=False), options)
-        return _owned(program.module()), report
+        with quiet():
+            return _owned(program.module()), report
     for path in hooks:
         if not is_leaf(module.get_submodule(path)):
             raise _lost_hook(path)
@@ -60,10 +58,10 @@ def fold_graph_module(
     if example_inputs is not None and not foreign_hooks(folded):
         ranks = observed_ranks(folded, example_inputs) or ranks
     shelf = ModuleShelf(folded)
-    writers: list[_ModuleWriter] = []
+    writers: list[ModuleWriter] = []
 
-    def writer(graph: TorchGraph) -> _ModuleWriter:
-        writers.append(_ModuleWriter(folded, Ledger(graph, shelf)))
+    def writer(graph: TorchGraph) -> ModuleWriter:
+        writers.append(ModuleWriter(folded, Ledger(graph, shelf)))
         return writers[0]
 
     modules = dict(folded.named_modules(remove_duplicate=False))
@@ -114,190 +112,3 @@ def _owned(module: fx.GraphModule) -> fx.GraphModule:
 def _clone(tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
     return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
-
-
-class ModuleShelf:
-    """The tensors of a GraphModule, by qualified name; a `get_attr` node stands for one."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
-        held = {
-            **dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False)),
-        }
-        attributes = {str(node.target): _attribute(module, str(node.target)) for node in self._get_attrs()}
-        self.tensors: dict[str, Tensor] = held | {k: v for k, v in attributes.items() if isinstance(v, Tensor)}
-
-    def nodes(self) -> dict[fx.Node, str]:
-        return {node: str(node.target) for node in self._get_attrs() if str(node.target) in self.tensors}
-
-    def names(self) -> set[str]:
-        return set(self.tensors)
-
-    def tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def readers(self, name: str) -> set[fx.Node]:
-        found: set[fx.Node] = set()
-        for node in self.module.graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                found |= set(node.users)
-            elif node.op == "call_module" and name.startswith(f"{node.target}."):
-                found.add(node)
-        return found
-
-    def put(self, name: str, tensor: Tensor, like: str | None) -> fx.Node:
-        template = self.tensors.get(like) if like is not None else None
-        trained = template is None or isinstance(template, nn.Parameter)
-        grad = template is not None and template.requires_grad
-        self.tensors[name] = nn.Parameter(tensor, requires_grad=grad) if trained else tensor
-        _store(self.module, name, self.tensors[name])
-        return next((node for node in self._get_attrs() if node.target == name), None) or self._new_node(name)
-
-    def drop(self, node: fx.Node) -> None:
-        name = str(node.target)
-        self.module.graph.erase_node(node)
-        if not self.readers(name) and all(other.target != name for other in self._get_attrs()):
-            delattr(*_holder(self.module, name))
-            del self.tensors[name]
-            self._drop_counter(name)
-
-    def _drop_counter(self, name: str) -> None:
-        counter = f"{name.removesuffix('running_mean')}num_batches_tracked"
-        if name.endswith("running_mean") and counter in self.tensors and not self.readers(counter):
-            delattr(*_holder(self.module, counter))
-            del self.tensors[counter]
-
-    def _get_attrs(self) -> list[fx.Node]:
-        return list(self.module.graph.find_nodes(op="get_attr"))
-
-    def _new_node(self, name: str) -> fx.Node:
-        graph = self.module.graph
-        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
-            return graph.get_attr(name)
-
-
-@dataclass
-class _ModuleWriter:
-    """Functions are the ledger's business; a called module gets new parameters, or a copy of itself has them."""
-
-    module: fx.GraphModule
-    ledger: Ledger
-    calls: dict[fx.Node, NewParameters] = field(default_factory=dict)
-    erased: list[str] = field(default_factory=list)
-    twins: dict[Any, list[nn.Parameter]] = field(default_factory=dict)
-
-    def write(self, node: fx.Node, parameters: NewParameters) -> None:
-        if node.op == "call_module":
-            self.calls[node] = parameters
-        else:
-            self.ledger.write(node, parameters)
-
-    def erase(self, node: fx.Node) -> None:
-        if node.op == "call_module":
-            self.erased.append(str(node.target))
-        self.ledger.erase(node)
-
-    def settle(self) -> None:
-        """Write every called module, then every function, then remove the modules that nobody calls any more."""
-        called: dict[int, list[fx.Node]] = {}
-        for node in self.calls:
-            called.setdefault(id(self.module.get_submodule(str(node.target))), []).append(node)
-        for nodes in called.values():
-            self._settle_module(nodes)
-        self.ledger.settle()
-        for target in dict.fromkeys(self.erased):
-            if not any(_refers(node, target) for node in self.module.graph.nodes):
-                self.module.delete_submodule(target)
-
-    def _settle_module(self, nodes: Sequence[fx.Node]) -> None:
-        original = self.module.get_submodule(str(nodes[0].target))
-        targets = {name for name, part in self.module.named_modules(remove_duplicate=False) if part is original}
-        readers = {node for node in self.module.graph.nodes if any(_refers(node, target) for target in targets)}
-        free = readers <= set(nodes)
-        pristine = copy.copy(original)
-        for version in self._versions(nodes):
-            if free:
-                part, free = original, False
-            else:
-                part = _twin(pristine)
-                target = _unused_module(self.module, str(version[0].target))
-                self.module.add_submodule(target, part)
-                for node in version:
-                    node.target = target
-            self._fill(part, self.calls[version[0]])
-
-    def _versions(self, nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
-        versions: list[list[fx.Node]] = []
-        for node in nodes:
-            same = next((v for v in versions if _same(self.calls[v[0]], self.calls[node])), None)
-            if same is None:
-                versions.append([node])
-            else:
-                same.append(node)
-        return versions
-
-    def _fill(self, part: nn.Module, new: NewParameters) -> None:
-        old = part._parameters["weight"]
-        assert old is not None, "a linear module has a weight"
-        part._parameters["weight"] = self._parameter(new.old_weight.key, old, new.weight)
-        if new.bias is not None:
-            key = ("bias", new.old_weight.key) if new.old_bias is None else new.old_bias.key
-            part._parameters["bias"] = self._parameter(key, old, new.bias)
-
-    def _parameter(self, key: Any, old: nn.Parameter, tensor: Tensor) -> nn.Parameter:
-        """Equal new tensors of one formerly shared parameter become one again."""
-        twins = self.twins.setdefault(key, [])
-        for twin in twins:
-            if twin.shape == tensor.shape and torch.equal(twin.detach().cpu(), tensor.cpu()):
-                return twin
-        laid_out = torch.empty_like(old).copy_(tensor) if old.shape == tensor.shape else tensor
-        twins.append(nn.Parameter(laid_out.detach(), requires_grad=old.requires_grad))
-        return twins[-1]
-
-
-def _same(one: NewParameters, other: NewParameters) -> bool:
-    biases = (one.bias, other.bias)
-    if (one.bias is None) != (other.bias is None) or not torch.equal(one.weight, other.weight):
-        return False
-    return biases[0] is None or biases[1] is None or torch.equal(biases[0], biases[1])
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """A copy that shares its tensors until it is given others."""
-    twin = copy.copy(module)
-    twin._parameters = dict(module._parameters)
-    return twin
-
-
-def _refers(node: fx.Node, target: str) -> bool:
-    return node.op in ("call_module", "get_attr") and f"{node.target}.".startswith(f"{target}.")
-
-
-def _unused_module(module: nn.Module, wanted: str) -> str:
-    taken = {name for name, _ in module.named_modules(remove_duplicate=False)}
-    return next(f"{wanted}_{i}" for i in range(1, len(taken) + 2) if f"{wanted}_{i}" not in taken)
-
-
-def _attribute(module: Any, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
-
-
-def _holder(module: nn.Module, name: str) -> tuple[Any, str]:
-    path, _, last = name.rpartition(".")
-    return _attribute(module, path) if path else module, last
-
-
-def _store(root: nn.Module, name: str, tensor: Tensor) -> None:
-    """Set a tensor under a qualified name; modules on the way that do not exist are made."""
-    path, _, last = name.rpartition(".")
-    holder: nn.Module = root
-    for part in path.split(".") if path else ():
-        if not hasattr(holder, part):
-            holder.add_module(part, nn.Module())
-        holder = getattr(holder, part)
-    if isinstance(tensor, nn.Parameter) and last not in holder._parameters and hasattr(holder, last):
-        delattr(holder, last)
-    setattr(holder, last, tensor)

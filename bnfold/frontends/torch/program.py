@@ -15,9 +15,11 @@ from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 
 from bnfold.folding import FoldOptions, FoldReport, fold
+from bnfold.frontends.torch.capture import quiet
 from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.writeback import Ledger
 
@@ -56,6 +58,15 @@ def rank_of(node: fx.Node) -> int | None:
     return value.dim() if isinstance(value, Tensor) else None
 
 
+def copied_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """The module with a graph of its own; copying alone would rename a placeholder that is called like a builtin."""
+    copied = fx.GraphModule(module, copy.deepcopy(module.graph))
+    for node, original in zip(copied.graph.nodes, module.graph.nodes, strict=True):
+        node.name = original.name
+    copied.meta.update(module.meta)
+    return copied
+
+
 @dataclass
 class ProgramShelf:
     """A program taken apart: what can be changed, and how it goes together again."""
@@ -66,14 +77,14 @@ class ProgramShelf:
     tensors: dict[str, Tensor]
     mode: FakeTensorMode
     nodes: dict[str, fx.Node] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes = {spec.target: node for node, spec in self.stored() if spec.target is not None}
 
     @classmethod
     def of(cls, program: ExportedProgram) -> ProgramShelf:
-        module = fx.GraphModule(program.graph_module, copy.deepcopy(program.graph))
-        module.meta.update(program.graph_module.meta)
+        module = copied_graph(program.graph_module)
         placeholders = module.graph.find_nodes(op="placeholder")
         specs = dict(zip(placeholders, program.graph_signature.input_specs, strict=True))
         tensors = {name: tensor for name, tensor in program.constants.items() if isinstance(tensor, Tensor)}
@@ -110,6 +121,10 @@ class ProgramShelf:
         if name.endswith("running_mean") and counter in self.nodes and not self.nodes[counter].users:
             self._forget(self.nodes[counter], counter)
 
+    def rename(self, value: str, successor: str) -> None:
+        self.renamed = {old: successor if new == value else new for old, new in self.renamed.items()}
+        self.renamed[value] = successor
+
     # back to a program
 
     def program(self) -> ExportedProgram:
@@ -119,17 +134,18 @@ class ProgramShelf:
         original, signature = self.original, self.original.graph_signature
         outputs = [self._output_spec(i, spec) for i, spec in enumerate(signature.output_specs)]
         inputs = [self.specs[node] for node in self.module.graph.find_nodes(op="placeholder")]
-        return ExportedProgram(
-            root=self.module,
-            graph=self.module.graph,
-            graph_signature=ExportGraphSignature(input_specs=inputs, output_specs=outputs),
-            state_dict=self._held(original.state_dict, constants=False),
-            range_constraints=copy.copy(original.range_constraints),
-            module_call_graph=copy.deepcopy(original.module_call_graph),
-            example_inputs=original.example_inputs,
-            constants=self._held(original.constants, constants=True),
-            verifiers=original.verifiers,
-        )
+        with quiet():
+            return ExportedProgram(
+                root=self.module,
+                graph=self.module.graph,
+                graph_signature=ExportGraphSignature(input_specs=inputs, output_specs=outputs),
+                state_dict=self._held(original.state_dict, constants=False),
+                range_constraints=copy.copy(original.range_constraints),
+                module_call_graph=self._module_call_graph(),
+                example_inputs=original.example_inputs,
+                constants=self._held(original.constants, constants=True),
+                verifiers=original.verifiers,
+            )
 
     def _held(self, original: dict[str, Any], constants: bool) -> dict[str, Any]:
         """The state or the constants as they are now, in their old order, new ones last."""
@@ -141,6 +157,14 @@ class ProgramShelf:
         }
         new = [name for name in self.tensors if name not in known and self._is_lifted(name) == constants]
         return kept | {name: self.tensors[name] for name in new}
+
+    def _module_call_graph(self) -> list[ModuleCallEntry]:
+        entries: list[ModuleCallEntry] = copy.deepcopy(self.original.module_call_graph)
+        for entry in entries:
+            for argument in (*entry.signature.inputs, *entry.signature.outputs) if entry.signature else ():
+                if isinstance(argument, TensorArgument):
+                    argument.name = self.renamed.get(argument.name, argument.name)
+        return entries
 
     def _is_lifted(self, name: str) -> bool:
         return self.specs[self.nodes[name]].kind is InputKind.CONSTANT_TENSOR
@@ -169,7 +193,9 @@ class ProgramShelf:
 
 
 def _as_parameter(tensor: Tensor, template: Tensor | None) -> nn.Parameter:
-    """A parameter laid out and trained as `template` is."""
+    """A parameter laid out and trained as `template` is; one that is a parameter already stays the same object."""
+    if isinstance(tensor, nn.Parameter):
+        return tensor
     if template is None:
         return nn.Parameter(tensor)
     laid_out = torch.empty_like(template).copy_(tensor) if template.shape == tensor.shape else tensor

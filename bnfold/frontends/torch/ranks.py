@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from bnfold.errors import UsageError
 from bnfold.frontends.torch.aliasing import bare_name
-from bnfold.frontends.torch.calls import call_of, words
+from bnfold.frontends.torch.calls import call_of, tensor_arguments, words
 
 _KEEPING = (
     nn.ReLU,
@@ -52,6 +52,8 @@ def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx
             ranks[node] = _DEMANDED[kind]
         elif _flattens(node, modules):
             ranks[node] = 2
+        elif (call := call_of(node, modules)) and call.operator in ("addmm", "mm"):
+            ranks |= dict.fromkeys((node, *tensor_arguments(node)[-2:-1]), 2)
     for source, node in [*reversed(pairs), *pairs]:
         for known, other in ((source, node), (node, source)):
             if known in ranks:
@@ -100,7 +102,7 @@ def _flattens(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node flattens all axes but the first."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
+        return isinstance(module, nn.Flatten) and bool(module.start_dim == 1 and module.end_dim == -1)
     if node.op not in ("call_function", "call_method") or bare_name(node) != "flatten":
         return False
     dimensions = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)

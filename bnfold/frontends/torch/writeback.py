@@ -18,7 +18,8 @@ from torch import Tensor, fx
 from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.calls import set_argument, tensor_arguments
 from bnfold.frontends.torch.constants import Constant, Constants, memory
-from bnfold.frontends.torch.graph import NewParameters, TorchGraph, module_path
+from bnfold.frontends.torch.graph import NewParameters, TorchGraph
+from bnfold.frontends.torch.places import module_path
 
 
 class Shelf(Protocol):
@@ -38,6 +39,9 @@ class Shelf(Protocol):
 
     def drop(self, node: fx.Node) -> None:
         """Forget the tensor that this node stands for: nobody reads it any more."""
+
+    def rename(self, value: str, successor: str) -> None:
+        """Whoever knows a value by its name finds it under another one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,7 @@ class Ledger:
     shelf: Shelf
     assignments: list[Assignment] = field(default_factory=list)
     _tied: dict[Hashable, list[str]] = field(default_factory=dict)
+    _gone: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for name in self.shelf.names():
@@ -77,7 +82,7 @@ class Ledger:
     def write(self, node: fx.Node, parameters: NewParameters) -> None:
         """Take note of the new parameters of a function node."""
         form, weight, bias = parameters.form, parameters.old_weight, parameters.old_bias
-        home = _home(node, weight)
+        home = self._home(node, weight)
         self._note(node, form.weight, weight, f"{home}.weight", weight.name, parameters.weight)
         if parameters.bias is not None and form.bias is not None:
             self._note(node, form.bias, bias, f"{home}.bias", weight.name, parameters.bias)
@@ -87,8 +92,13 @@ class Ledger:
             if value != 1:
                 set_argument(node, scale, 1)
 
-    def erase(self, node: fx.Node) -> None:
-        """Remove a node that nobody reads, and the constants that only it has read."""
+    def bypass(self, node: fx.Node, result: fx.Node, value: fx.Node) -> None:
+        """Let the readers of `result` read `value`; remove the node, and the constants that only it has read."""
+        result.replace_all_uses_with(value)
+        self.shelf.rename(result.name, value.name)
+        self._erase(node)
+
+    def _erase(self, node: fx.Node) -> None:
         for item in [user for user in node.users if not user.users]:
             node.graph.erase_node(item)
         inputs = node.all_input_nodes
@@ -97,7 +107,7 @@ class Ledger:
             if self.constants.is_constant(each):
                 self._release(each)
             elif not each.users and self.graph.is_scaling(each):
-                self.erase(each)
+                self._erase(each)
 
     def settle(self) -> None:
         """Store every new tensor and let its readers read it."""
@@ -112,6 +122,14 @@ class Ledger:
     ) -> None:
         wanted = home if old is None or old.name is None else self._own_name(old, home)
         self.assignments.append(Assignment(node, argument, old, wanted, like, tensor))
+
+    def _home(self, node: fx.Node, weight: Constant) -> str:
+        """The path of the module that the parameters of a node belong to."""
+        path = module_path(node)
+        if path and weight.name is not None and f"{path}.weight" in self._tied[weight.key]:
+            return path
+        stem, _, last = (weight.name or "").rpartition(".")
+        return stem if stem and last == "weight" else path or node.name
 
     def _own_name(self, old: Constant, home: str) -> str:
         """Of several names of one tensor, that of the operator's own module."""
@@ -134,13 +152,13 @@ class Ledger:
         own = {assignment.node for assignment in group}
         free = {name for name in tied if readers[name] <= own}
         versions = list(_versions(group))
-        for version in versions:
-            self._store(version, free)
-        if len(versions) == 1 and set().union(*readers.values()) <= own:
+        stored = [self._store(version, free) for version in versions]
+        if len(stored) == 1 and set().union(*readers.values()) <= own:
             for name in free:
-                self.shelf.put(name, self.shelf.tensor(group[0].wanted), like=name)
+                self.shelf.put(name, self.shelf.tensor(stored[0]), like=name)
 
-    def _store(self, version: list[Assignment], free: set[str]) -> None:
+    def _store(self, version: list[Assignment], free: set[str]) -> str:
+        """Store one new tensor for its readers; the name it is stored under."""
         first = version[0]
         wishes = (name for a in version for name in (a.wanted, a.old and a.old.name))
         name = next((name for name in wishes if name in free), None)
@@ -148,13 +166,14 @@ class Ledger:
             if name is not None and all(a.old is not None and a.old.name == name for a in version):
                 free.discard(name)
                 self.shelf.put(name, first.tensor.t().contiguous(), like=name)
-                return
+                return name
             name = None
         kept = name or _unused(first.wanted, self.shelf.names())
         free.discard(kept)
         place = self.shelf.put(kept, first.tensor, like=name or first.like)
         for assignment in version:
             self._point(assignment, place)
+        return kept
 
     def _point(self, assignment: Assignment, place: fx.Node) -> None:
         """Let the argument read `place`, and forget what it has read if nobody else does."""
@@ -177,8 +196,9 @@ class Ledger:
     def _release(self, node: fx.Node) -> None:
         for check in [user for user in node.users if reads_shape_only(user) and not user.users]:
             node.graph.erase_node(check)
-        if node.users:
+        if node.users or node in self._gone:
             return
+        self._gone.add(node)
         inputs = node.all_input_nodes
         if node in self.constants.names:
             self.shelf.drop(node)
@@ -186,14 +206,6 @@ class Ledger:
             node.graph.erase_node(node)
         for each in inputs:
             self._release(each)
-
-
-def _home(node: fx.Node, weight: Constant) -> str:
-    """The module path that the parameters of a node belong to."""
-    if path := module_path(node):
-        return path
-    stem, _, last = (weight.name or "").rpartition(".")
-    return stem if stem and last == "weight" else node.name
 
 
 def _versions(group: list[Assignment]) -> Iterator[list[Assignment]]:

@@ -1,0 +1,255 @@
+"""The benchmark on made-up timings, whose truth is known, and once in earnest. No test asserts a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from bnfold.bench import Benchmark, BenchOptions, Comparison, Contender, Interval, Measured, gate, measure
+from bnfold.bench import processes as processes_room
+from bnfold.bench.child import FEWEST_ROUNDS, perform
+from bnfold.bench.statistics import judge, percentile, ratio_interval
+from bnfold.errors import EnvironmentFailure, NoVerdict, UsageError
+from bnfold.model import ModelFacts
+from bnfold.verify.inputs import parse_input
+
+Array = NDArray[Any]
+FACTS = ModelFacts(batch_norms=2, nodes=5, compute_nodes=4, parameters=100, bytes=400, macs=1000)
+
+
+def timings(ratio: float, *, processes: int = 10, rounds: int = 200, seed: int = 0) -> list[Array]:
+    """Skewed noise within a process, and a shift of each process that both contenders share in part."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for _ in range(processes):
+        machine, mine, other = np.exp(generator.normal(0, [0.1, 0.004, 0.004]))
+        noise = np.exp(np.abs(generator.normal(0, 0.05, (rounds, 2))))
+        made.append(1e-3 * machine * noise * [ratio * mine, other])
+    return made
+
+
+def test_a_known_effect_is_found_and_its_size_is_right() -> None:
+    for ratio, verdict in ((1.1, Comparison.FASTER), (1 / 1.1, Comparison.SLOWER)):
+        interval = ratio_interval(timings(ratio))
+        assert interval is not None
+        assert interval.low < ratio < interval.high
+        assert judge(interval, Interval(1.0, 0.99, 1.01)) is verdict
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    covered = 0
+    for seed in range(50):
+        interval = ratio_interval(timings(1.0, processes=5, rounds=30, seed=seed))
+        assert interval is not None
+        covered += not interval.excludes_one
+    assert covered >= 45
+
+
+def test_fewer_processes_make_a_wider_interval() -> None:
+    def width(processes: int) -> float:
+        widths = []
+        for seed in range(10):
+            interval = ratio_interval(timings(1.0, processes=processes, seed=seed))
+            assert interval is not None
+            widths.append(interval.high / interval.low)
+        return float(np.mean(widths))
+
+    assert width(2) > width(4) > width(12)
+
+
+def test_one_process_says_nothing() -> None:
+    assert ratio_interval(timings(1.5, processes=1)) is None
+    assert ratio_interval([np.empty((0, 2)), *timings(1.5, processes=1)]) is None
+
+
+def test_the_same_timings_give_the_same_interval() -> None:
+    assert ratio_interval(timings(1.2)) == ratio_interval(timings(1.2))
+
+
+CALM = Interval(1.0, 0.995, 1.005)
+
+
+@pytest.mark.parametrize(
+    ("interval", "control", "verdict"),
+    [
+        (Interval(1.10, 1.05, 1.15), CALM, Comparison.FASTER),
+        (Interval(0.90, 0.85, 0.95), CALM, Comparison.SLOWER),
+        (Interval(1.01, 1.005, 1.015), CALM, Comparison.NO_MEASURABLE_DIFFERENCE),
+        (Interval(0.99, 0.985, 0.995), CALM, Comparison.NO_MEASURABLE_DIFFERENCE),
+        (Interval(1.10, 0.99, 1.20), CALM, Comparison.NO_MEASURABLE_DIFFERENCE),
+        (Interval(1.10, 1.05, 1.15), Interval(1.03, 1.01, 1.05), Comparison.NO_VERDICT),
+        (Interval(1.10, 1.05, 1.15), None, Comparison.NO_VERDICT),
+        (None, CALM, Comparison.NO_VERDICT),
+    ],
+)
+def test_the_verdict_needs_an_interval_an_effect_and_a_calm_control(
+    interval: Interval | None, control: Interval | None, verdict: Comparison
+) -> None:
+    assert judge(interval, control) is verdict
+
+
+def test_a_percentile_needs_enough_timings_beyond_it() -> None:
+    assert percentile(np.empty(0), 0.5) is None
+    assert percentile(np.array([1.0, 2.0, 4.0]), 0.5) == 2.0
+    assert percentile(np.arange(49.0), 0.9) is None
+    assert percentile(np.arange(51.0), 0.9) == 45.0
+    assert percentile(np.arange(499.0), 0.99) is None
+    assert percentile(np.arange(501.0), 0.99) == 495.0
+
+
+def benchmark(**changes: Any) -> Benchmark:
+    row: dict[str, Any] = dict.fromkeys(Measured.__dataclass_fields__)
+    row |= {"name": "folded", "path": "b.onnx", "bn": 1, "nodes": 5, "parameters": 10, "macs": 100, "bytes": 400}
+    return Benchmark((Measured(**(row | changes)),), (), None, 1, 0, 1, "cpu")
+
+
+def test_a_gate_closes_on_counts() -> None:
+    assert gate(["bn<=1", "nodes <= 5", "macs<=100", "bytes<=400"], benchmark()) == []
+    assert gate(["bn<=0", "bytes<=399"], benchmark()) == [
+        "folded has bn 1, more than 0",
+        "folded has bytes 400, more than 399",
+    ]
+    assert gate(["macs<=5"], benchmark(macs=None)) == ["folded has macs unknown, more than 5"]
+    assert gate(["proved"], benchmark(), proved=True) == []
+    assert gate(["proved"], benchmark(), proved=False) == gate(["proved"], benchmark()) == ["folded is not proved"]
+
+
+@pytest.mark.parametrize("rule", ["p50<=1", "bn<1", "bn<=", "", "bn<=0.5", "quick"])
+def test_a_gate_on_a_clock_or_on_nonsense_is_a_usage_error(rule: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        gate([rule], benchmark())
+    assert caught.value.code == "bad-gate"
+
+
+def write(path: Path, *ops: str, name: str = "x", shape: Sequence[Any] = ("batch", 8)) -> Contender:
+    values = [name, *(f"v{i}" for i in range(1, len(ops))), "y"]
+    nodes = [helper.make_node(op, [values[i]], [values[i + 1]]) for i, op in enumerate(ops)]
+    x, y = (helper.make_tensor_value_info(value, TensorProto.FLOAT, shape) for value in (name, "y"))
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    onnx.save(proto, path)
+    return Contender(path.stem, path, FACTS)
+
+
+def test_measuring_in_earnest(tmp_path: Path) -> None:
+    said: list[str] = []
+    contenders = [write(tmp_path / "a.onnx", "Relu", "Exp"), write(tmp_path / "b.onnx", "Exp")]
+    found = measure(contenders, BenchOptions(batch=3, budget=0.1, processes=2), said.append)
+    assert [row.name for row in found.contenders] == ["a", "b"]
+    assert [(row.a, row.b, row.options) for row in found.comparisons] == [("a", "b", "default"), ("a", "b", "off")]
+    assert found.processes == 2
+    assert found.batch == 3
+    assert found.provider == "CPUExecutionProvider"
+    assert found.control is not None
+    assert not found.interrupted
+    assert any(line.startswith("process 2") for line in said)
+    for row in found.contenders:
+        assert (row.bn, row.bn_after_runtime, row.macs, row.bytes) == (2, 0, 1000, 400)
+        assert row.p50_s
+        assert row.throughput == 3 / row.p50_s
+        assert row.session_s
+        assert row.first_run_s
+        assert row.peak_bytes is None or row.peak_bytes > 1_000_000
+
+
+def test_one_model_alone_is_measured_with_its_control(tmp_path: Path) -> None:
+    found = measure([write(tmp_path / "a.onnx", "Exp", shape=(2, 8))], BenchOptions(budget=0.1, processes=2))
+    assert found.comparisons == ()
+    assert found.control is not None
+    assert any("batch is 2" in note for note in found.notes)
+
+
+def test_the_budget_stops_after_two_processes(tmp_path: Path) -> None:
+    found = measure([write(tmp_path / "a.onnx", "Exp")], BenchOptions(budget=0.01, processes=50))
+    assert found.processes == 2
+    assert any("raise --budget" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("answered", [0, 1, 3])
+def test_an_interruption_gives_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: int) -> None:
+    start, calls = processes_room.start_child, iter(range(100))
+
+    def interrupted(job: Any) -> Any:
+        if next(calls) >= answered:
+            raise KeyboardInterrupt
+        return start(job)
+
+    monkeypatch.setattr(processes_room, "start_child", interrupted)
+    contenders = [write(tmp_path / "a.onnx", "Exp"), write(tmp_path / "b.onnx", "Exp")]
+    found = measure(contenders, BenchOptions(budget=0.1, processes=10))
+    assert found.interrupted
+    assert found.processes == max(answered - 2, 0)
+    assert all(row.verdict is Comparison.NO_VERDICT for row in found.comparisons)
+    assert (found.contenders[0].peak_bytes is None) == (answered == 0)
+
+
+def test_contenders_must_take_the_same_inputs_and_have_names(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.onnx", "Exp"), write(tmp_path / "b.onnx", "Exp", name="other")
+    with pytest.raises(UsageError, match="inputs"):
+        measure([first, second])
+    with pytest.raises(UsageError):
+        measure([first, first])
+    with pytest.raises(UsageError):
+        measure([])
+
+
+def test_a_contender_that_does_not_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NoVerdict, match=r"broken: .*Nonsense"):
+        measure([write(tmp_path / "broken.onnx", "Nonsense")])
+    narrow = BenchOptions(inputs=[parse_input("1,8")])
+    with pytest.raises(UsageError):
+        measure([write(tmp_path / "c.onnx", "Exp", shape=(1, 4))], narrow)
+
+
+def test_a_provider_that_is_missing_is_not_the_models_fault(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFailure) as caught:
+        measure([write(tmp_path / "a.onnx", "Exp")], BenchOptions(provider="Imaginary"))
+    assert caught.value.code == "provider-missing"
+
+
+def job(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    a, b = write(tmp_path / "a.onnx", "Exp"), write(tmp_path / "b.onnx", "Relu")
+    np.savez(tmp_path / "inputs.npz", x=np.ones((1, 8), np.float32))
+    models = {c.name: {"path": str(c.path), "optimise": True} for c in (a, b)}
+    options = {"provider": "cpu", "provider_options": {}, "threads": 1, "seed": 0, "seconds": 0.0}
+    return {"models": models, "pairs": [["a", "b"]], "inputs": str(tmp_path / "inputs.npz"), **options, **changes}
+
+
+def test_a_process_times_each_pair_at_least_twice(tmp_path: Path) -> None:
+    answer = perform(job(tmp_path))
+    assert len(answer["times"][0]) >= FEWEST_ROUNDS
+    assert all(before > 0 and after > 0 for before, after in answer["times"][0])
+    assert set(answer["session_s"]) == set(answer["first_run_s"]) == {"a", "b"}
+    assert perform(job(tmp_path, pairs=[]))["times"] == []
+
+
+def test_the_order_of_loading_is_random_and_seeded(tmp_path: Path) -> None:
+    def order(seed: int) -> list[str]:
+        return list(perform(job(tmp_path, seed=seed, pairs=[]))["session_s"])
+
+    seeds = range(6)
+    expected = []
+    for seed in seeds:
+        names = ["a", "b"]
+        random.Random(seed).shuffle(names)
+        expected.append(names)
+    assert [order(seed) for seed in seeds] == expected
+    assert ["b", "a"] in expected
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    broken = job(tmp_path)
+    broken["models"]["b"]["path"] = str(tmp_path / "missing.onnx")
+    with pytest.raises(NoVerdict, match="missing"):
+        processes_room.start_child(broken)
+    with pytest.raises(EnvironmentFailure, match="died"):
+        processes_room.start_child({})
