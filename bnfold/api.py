@@ -19,7 +19,7 @@ from bnfold import pipeline
 from bnfold.dialects import dialect_of
 from bnfold.errors import UsageError
 from bnfold.folding import FoldOptions, FoldReport
-from bnfold.bench import Benchmark
+from bnfold.benchmark import Benchmark
 from bnfold.loading import Source
 from bnfold.loading import load as load_file
 from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold import saving
-from bnfold.bench import BenchOptions, Benchmark, Contender, gate, measure
+from bnfold.benchmark import BenchOptions, Benchmark, Contender, gate, measure
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
 from bnfold.errors import GateMissed, UsageError
 from bnfold.folding import FoldOptions, FoldReport
@@ -211,9 +211,7 @@ def _record(loaded: Loaded) -> FileRecord:
 
 def _output_path(loaded: Loaded, output: OutputOptions, suffix: str, *, folded: bool) -> Path:
     force = output.force or output.dry_run
-    return saving.output_path(
-        loaded.path, output.out, suffix=suffix, folded=folded, force=force, inputs=loaded.files
-    )
+    return saving.output_path(loaded.path, output.out, suffix=suffix, folded=folded, force=force, inputs=loaded.files)
 
 
 def _side(loaded: Loaded, source: Source, run_options: RunOptions) -> Side:
@@ -236,7 +234,9 @@ def _unfolded(
         program = as_program(loaded, source, run_options)
         if dtype == "float32" and torch.is_half(program):
             program = torch.as_float32(program)
-            run.warn("converted", "the model is stored in half precision and exported in float32 (--dtype keep: as it is)")
+            run.warn(
+                "converted", "the model is stored in half precision and exported in float32 (--dtype keep: as it is)"
+            )
         if not torch.dynamic_axes(program):
             run.warn("fixed-size", "every input size is fixed to the example's, the batch too")
         return _exported(program, opset), program

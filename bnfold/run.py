@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bnfold.errors import UsageError
 
 if TYPE_CHECKING:
-    from bnfold.bench import Benchmark
+    from bnfold.benchmark import Benchmark
     from bnfold.folding import FoldReport
     from bnfold.model import ModelFacts
     from bnfold.verify.result import Verification

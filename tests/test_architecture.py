@@ -32,10 +32,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saving",),
     ("run",),
     ("dialects", "reports"),
-    ("programs", "verification"),
+    ("programs", "verification", "simplifying"),
     ("pipeline",),
     ("api",),
     ("testing", "cli"),
+    ("pytest_plugin",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -46,6 +47,7 @@ OWNERS = {
     "onnx_ir": {"frontends.onnx"},
     "onnxscript": {"frontends.onnx"},
     "onnxruntime": {"runtime"},
+    "onnxsim": {"simplifying"},
     "typer": {"cli"},
 }
 NUMPY_ONLY = {"errors", "algebra", "evidence", "model", "graph", "rules", "folding"}
@@ -124,8 +126,8 @@ OFFENDERS = [
     ("bnfold.frontends.onnx", "from bnfold.frontends import torch", "not below it"),
     ("bnfold.verify.check", "from bnfold.frontends.onnx import read", "not below it"),
     ("bnfold.verify.check", "from bnfold.runtime import session", "not below it"),
-    ("bnfold.bench.child", "from bnfold.cli import main", "not below it"),
-    ("bnfold.bench.child", "from bnfold.frontends import onnx\nfrom bnfold.pipeline import bench", "not below it"),
+    ("bnfold.benchmark.child", "from bnfold.cli import main", "not below it"),
+    ("bnfold.benchmark.child", "from bnfold.frontends import onnx\nfrom bnfold.pipeline import bench", "not below it"),
     ("bnfold.pipeline", "from bnfold import fold", "not below it"),
     ("bnfold.rules", "from bnfold import fold", "not below it"),
     ("bnfold.frontends.onnx.graph", "import torch", "which only"),

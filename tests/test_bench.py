@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bnfold.bench import Benchmark, BenchOptions, Comparison, Contender, Interval, Measured, gate, measure
-from bnfold.bench import processes as processes_room
-from bnfold.bench.child import FEWEST_ROUNDS, perform
-from bnfold.bench.statistics import judge, percentile, ratio_interval
+from bnfold.benchmark import Benchmark, BenchOptions, Comparison, Contender, Interval, Measured, gate, measure
+from bnfold.benchmark import processes as processes_room
+from bnfold.benchmark.child import FEWEST_ROUNDS, perform
+from bnfold.benchmark.statistics import judge, percentile, ratio_interval
 from bnfold.errors import EnvironmentFailure, NoVerdict, UsageError
 from bnfold.model import ModelFacts
 from bnfold.verify.inputs import parse_input

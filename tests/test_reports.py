@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from bnfold.bench import Benchmark, Compared, Comparison, Interval, Measured
+from bnfold.benchmark import Benchmark, Compared, Comparison, Interval, Measured
 from bnfold.errors import BnfoldError, EnvironmentFailure, Exit, NotEquivalent, NoVerdict, PolicyViolation, UsageError
 from bnfold.folding import FoldReport, Outcome
 from bnfold.graph import Reason, Refusal, Site

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import operator
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from bnfold.errors import Rejected, UsageError
 from bnfold.folding import FoldOptions, FoldReport
 from bnfold.frontends import torch as frontend
 from bnfold.frontends.torch.aliasing import mutated
+from bnfold.frontends.torch.program import ProgramShelf, open_program
 from bnfold.frontends.torch.rounding import rounded
 from bnfold.graph import Reason
 
@@ -398,11 +400,9 @@ def test_extra_outputs_of_a_decomposed_norm_are_kept() -> None:
     program = frontend.capture(perturbed(nn.Sequential(conv(), bn())), (image(),)).run_decompositions()
     norm = next(node for node in program.graph.nodes if "batch_norm" in node.name)
     with program.graph.inserting_after(norm):
-        saved = program.graph.call_function(__import__("operator").getitem, (norm, 1))
+        saved = program.graph.call_function(operator.getitem, (norm, 1))
     program.graph.output_node().args = ((program.graph.output_node().args[0][0], saved),)  # type: ignore[index]
-    graph, _ = __import__("bnfold.frontends.torch.program", fromlist=["x"]).open_program(
-        __import__("bnfold.frontends.torch.program", fromlist=["x"]).ProgramShelf.of(program)
-    )
+    graph, _ = open_program(ProgramShelf.of(program))
     assert graph.read(graph.affines()[0]) is Reason.EXTRA_OUTPUTS
 
 
@@ -732,4 +732,4 @@ def test_onnx_holds_every_norm_and_nothing_of_this_machine() -> None:
         assert b"stack_trace" not in data
         assert b"site-packages" not in data
         assert __file__.encode() not in data
-        assert data == onnx_ir.to_proto(frontend.to_onnx(source)).SerializeToString()
+    assert data == onnx_ir.to_proto(frontend.to_onnx(folded)).SerializeToString()

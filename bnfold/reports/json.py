@@ -21,7 +21,7 @@ from bnfold.run import FileRecord, Finding, Run
 from bnfold.verify.result import Layer, OutputComparison, ProbeRecord, RuntimeRecord, Verification
 
 if TYPE_CHECKING:
-    from bnfold.bench import Benchmark
+    from bnfold.benchmark import Benchmark
 
 
 def render(report: Report) -> str:

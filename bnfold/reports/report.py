@@ -18,7 +18,7 @@ from bnfold.run import Run
 from bnfold.verify.result import Verdict
 
 if TYPE_CHECKING:
-    from bnfold.bench import Benchmark, Compared
+    from bnfold.benchmark import Benchmark, Compared
 
 SCHEMA = "bnfold.report/1"
 

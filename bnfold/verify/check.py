@@ -12,12 +12,12 @@ callables that prepare execution. What cannot run is a skipped layer with the re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from bnfold.errors import EnvironmentFailure
+from bnfold.errors import EnvironmentFailure, NoVerdict
 from bnfold.evidence import Evidence
 from bnfold.folding import FoldReport
 from bnfold.model import Runner
@@ -27,7 +27,10 @@ from bnfold.verify.execution import CheckPlan, Execution, Level, Subject
 from bnfold.verify.licence import licence
 from bnfold.verify.result import Layer, Status, Verdict, Verification
 
-__all__ = ["CheckPlan", "Level", "Records", "Subject", "Tolerance", "check_fold", "check_pair"]
+__all__ = ["CheckPlan", "Level", "Records", "Subject", "Tolerance", "check_export", "check_fold", "check_pair"]
+
+EXPORT_LIMIT = 1e-6
+"""A scalar in float32 is off by up to 6e-8 of itself; a wrong operator by far more."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,23 @@ def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPl
     """
     layers = [licence(reference.signature, candidate.signature, plan.facts, exactly=False)]
     return _executed(layers, Execution.of(reference, candidate, candidate.exact, plan, strict=False))
+
+
+def check_export(program: Subject, exported: Subject, plan: CheckPlan = CheckPlan()) -> Layer:
+    """L2 of an export: the program and what the exporter made of it, both executed in float64.
+
+    ONNX stores epsilons, slopes and other scalars in float32, so the limit is one that these explain.
+    """
+    sides = (replace(subject, actual=_not_asked) for subject in (program, exported))
+    plan = replace(plan, semantics_limit=EXPORT_LIMIT)
+    execution = Execution.of(*sides, exported.exact, plan, strict=not (program.decides or exported.decides))
+    execution.run()
+    layer = execution.semantic_layer()
+    return replace(layer, because=f"the export against the torch program: {layer.because}")
+
+
+def _not_asked() -> Runner:
+    raise NoVerdict("only float64 is asked for")
 
 
 def _executed(layers: list[Layer], execution: Execution) -> Verification:

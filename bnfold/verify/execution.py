@@ -56,6 +56,7 @@ class CheckPlan:
     probes: ProbeOptions = field(default_factory=ProbeOptions)
     tolerance: Tolerance | None = None
     min_top1: float | None = None
+    semantics_limit: float = SEMANTICS_LIMIT
     facts: tuple[Sequence[str], Sequence[str]] = ((), ())
     runtime: RuntimeRecord | None = None
     save_failure: Path | None = None
@@ -179,7 +180,7 @@ class Execution:
             status,
             because,
             figure=self.semantics.figure if measured else None,
-            limit=SEMANTICS_LIMIT if measured else None,
+            limit=self.plan.semantics_limit if measured else None,
             elapsed_s=self.exact.elapsed_s + self.semantic.elapsed_s,
         )
 
@@ -191,7 +192,7 @@ class Execution:
         if not self.semantics.compared:
             return Status.SKIPPED, "nothing was compared: the outputs are empty or not finite"
         figure, output = self.semantics.figure, self.semantics.output
-        if figure <= SEMANTICS_LIMIT:
+        if figure <= self.plan.semantics_limit:
             return Status.PASS, f"equal in float64 to {figure:.1e} {self.note}"
         because = f"output {output} differs in float64 by {figure:.2g} of its largest value"
         return (Status.FAIL if self.strict else Status.WARN), because

@@ -31,17 +31,13 @@ def capture(
     """The exported program of the module in eval mode.
 
     `example_inputs` are the positional arguments: tensors, or tuples, lists and dicts of them; axis 0 of each tensor is
-    dynamic. With `axes`, one per argument, exactly the axes given as a word are. The module is not changed. Raises `Rejected` where torch.export cannot trace it, `UsageError` where the inputs do not fit.
+    dynamic. With `axes`, one per argument, exactly the axes given as a word are. The module is not changed.
+    Raises `Rejected` where torch.export cannot trace it, `UsageError` where the inputs do not fit.
     """
     if axes is None:
         return capture_as_is(module, example_inputs, batch_only=True, evaluate=True)
-    copied = _shallow(module).eval()
-    words = tuple({i: Dim.AUTO for i, size in enumerate(shape) if isinstance(size, str)} or None for shape in axes)
-    with quiet(), torch.no_grad():
-        try:
-            return torch.export.export(copied, example_inputs, dynamic_shapes=words, strict=False)
-        except Exception:
-            return _static(copied, example_inputs)
+    named = tuple({i: Dim.AUTO for i, size in enumerate(shape) if isinstance(size, str)} or None for shape in axes)
+    return _exported(_shallow(module).eval(), example_inputs, named, fixed=example_inputs)
 
 
 def example_inputs(shapes: tuple[tuple[int, ...], ...], dtypes: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -64,16 +60,21 @@ def capture_as_is(
         copied.eval()
     inputs = pytree.tree_map_only(Tensor, _at_least_two, example_inputs)
     axes = pytree.tree_map(lambda leaf: _axes(leaf, batch_only), inputs)
-    with quiet(), torch.no_grad():
-        try:
-            return torch.export.export(copied, inputs, dynamic_shapes=axes, strict=False)
-        except Exception:
-            return _static(copied, example_inputs)
+    return _exported(copied, inputs, axes, fixed=example_inputs)
 
 
 def dynamic_axes(program: ExportedProgram) -> bool:
     """Whether any axis of the program's inputs is dynamic; if not, it is fixed to the example's sizes."""
     return bool(program.range_constraints)
+
+
+def _exported(module: nn.Module, inputs: tuple[Any, ...], axes: Any, fixed: tuple[Any, ...]) -> ExportedProgram:
+    """The program with these dynamic axes; where there is none, that for exactly the sizes of `fixed`."""
+    with quiet(), torch.no_grad():
+        try:
+            return torch.export.export(module, inputs, dynamic_shapes=axes, strict=False)
+        except Exception:
+            return _static(module, fixed)
 
 
 def _static(module: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
@@ -127,7 +128,7 @@ def _at_least_two(tensor: Tensor) -> Tensor:
 def _axes(leaf: Any, batch_only: bool) -> dict[int, Any] | None:
     if not isinstance(leaf, Tensor):
         return None
-    return {axis: Dim.AUTO for axis in range(min(leaf.dim(), 1) if batch_only else leaf.dim())}
+    return dict.fromkeys(range(min(leaf.dim(), 1) if batch_only else leaf.dim()), Dim.AUTO)
 
 
 def _sentence(error: Exception) -> str:

@@ -25,8 +25,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPUTABLE = words(
     "add sub mul div truediv neg pow reciprocal sqrt rsqrt exp square abs norm linalg_vector_norm _weight_norm"
     " _weight_norm_interface sum mean var std var_mean std_mean amax mv dot vdot mm matmul batch_norm layer_norm"
-    " reshape reshape_as view view_as t transpose permute numpy_T flatten unsqueeze squeeze expand contiguous clone detach detach_ to _to_copy"
-    " float double half getitem cat stack tanh sigmoid softplus lift_fresh_copy alias"
+    " reshape reshape_as view view_as t transpose permute numpy_T flatten unsqueeze squeeze expand contiguous clone"
+    " detach detach_ to _to_copy float double half getitem cat stack tanh sigmoid softplus lift_fresh_copy alias"
 )
 """Deterministic operators that may stand between a stored tensor and a weight."""
 

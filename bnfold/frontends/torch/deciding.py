@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch.export import ExportedProgram
 
 from bnfold.frontends.torch.aliasing import bare_name
+from bnfold.frontends.torch.calls import words
 
-DECIDING = frozenset(
-    ["round", "floor", "ceil", "sign", "argmax", "argmin", "topk", "sort", "argsort", "nonzero", "bucketize", "nms"]
-    + ["gt", "ge", "lt", "le", "eq", "ne", "where", "quantize_per_tensor", "quantize_per_channel"]
-    + ["fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"]
+DECIDING = words(
+    "round floor ceil sign argmax argmin topk sort argsort nonzero bucketize nms gt ge lt le eq ne where"
+    " quantize_per_tensor quantize_per_channel fake_quantize_per_tensor_affine fake_quantize_per_channel_affine"
 )
 
 

@@ -20,7 +20,8 @@ KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 def to_onnx(program: ExportedProgram, *, opset: int | None = None) -> Any:
     """The program as an `onnx_ir.Model`, unfolded; its tensors are views of the program's.
 
-    `opset` None is the exporter's own choice. Raises `Rejected` where an operator has no ONNX form, `MissingDependency` without onnxscript.
+    `opset` None is the exporter's own choice.
+    Raises `Rejected` where an operator has no ONNX form, `MissingDependency` without onnxscript.
     """
     try:
         with quiet():

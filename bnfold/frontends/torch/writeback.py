@@ -126,7 +126,7 @@ class Ledger:
     def _home(self, node: fx.Node, weight: Constant) -> str:
         """The path of the module that the parameters of a node belong to."""
         path = module_path(node)
-        if path and weight.name is not None and f"{path}.weight" in self._tied[weight.key]:
+        if path and weight.name is not None and f"{path}.weight" in self._tied.get(weight.key, ()):
             return path
         stem, _, last = (weight.name or "").rpartition(".")
         return stem if stem and last == "weight" else path or node.name

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from bnfold.bench.processes import CONTROL, Processes, Progress
-from bnfold.bench.records import Benchmark, BenchOptions, Contender
+from bnfold.benchmark.processes import CONTROL, Processes, Progress
+from bnfold.benchmark.records import Benchmark, BenchOptions, Contender
 from bnfold.errors import NoVerdict, UsageError
 from bnfold.model import Arrays
 from bnfold.runtime import CannotRun, Session, census_after_optimisation, session

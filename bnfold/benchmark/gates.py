@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from bnfold.bench.records import Benchmark
+from bnfold.benchmark.records import Benchmark
 from bnfold.errors import UsageError
 
 

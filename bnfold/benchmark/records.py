@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bnfold.bench.statistics import Comparison, Interval
+from bnfold.benchmark.statistics import Comparison, Interval
 from bnfold.model import ModelFacts
 from bnfold.verify.inputs import InputSpec
 from bnfold.verify.probes import ProbeOptions

@@ -8,10 +8,10 @@ faster or slower is said only where the interval excludes 1 and the effect is at
 contender runs as a control: if it seems to differ from the first, the machine was too restless and there is no verdict.
 """
 
-from bnfold.bench.gates import gate
-from bnfold.bench.measuring import measure
-from bnfold.bench.records import Benchmark, BenchOptions, Compared, Contender, Measured
-from bnfold.bench.statistics import Comparison, Interval
+from bnfold.benchmark.gates import gate
+from bnfold.benchmark.measuring import measure
+from bnfold.benchmark.records import Benchmark, BenchOptions, Compared, Contender, Measured
+from bnfold.benchmark.statistics import Comparison, Interval
 
 __all__ = [
     "BenchOptions",

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.bench.records import OPTIMISATIONS, BenchOptions, Compared, Contender, Measured
-from bnfold.bench.statistics import CONFIDENCE, FEWEST_PROCESSES, Interval, judge, percentile, ratio_interval
+from bnfold.benchmark.records import OPTIMISATIONS, BenchOptions, Compared, Contender, Measured
+from bnfold.benchmark.statistics import CONFIDENCE, FEWEST_PROCESSES, Interval, judge, percentile, ratio_interval
 from bnfold.errors import EnvironmentFailure, NoVerdict
 
 CONTROL = "a second copy"
@@ -140,7 +140,7 @@ def start_child(job: Mapping[str, Any]) -> Any:
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "bnfold.bench.child"],
+        [sys.executable, "-m", "bnfold.benchmark.child"],
         input=json.dumps(job),
         capture_output=True,
         text=True,
