@@ -80,9 +80,9 @@ class LinearOp:
     """`W x + b` along a channel axis: convolutions of any rank and group count, their transposes, matrix products.
 
     `evaluate` is called only when the numbers are needed. `source` names the tensors they come from and grows with
-    every composition: two operators with an equal `source` have equal parameters. `bordered` says that some outputs see
-    only a part of the kernel (padding, any transposed convolution wider than one tap), so that a constant added to the input
-    is not a constant added to the output.
+    every composition: two operators with an equal `source` have equal parameters. `bordered` says that some outputs
+    see only a part of the kernel (padding, any transposed convolution wider than one tap), so that a constant added to
+    the input is not a constant added to the output.
     """
 
     in_channels: int

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from bnfold import pipeline
+from bnfold.benchmark import Benchmark
 from bnfold.dialects import dialect_of
 from bnfold.errors import UsageError
 from bnfold.folding import FoldOptions, FoldReport
-from bnfold.benchmark import Benchmark
 from bnfold.loading import Source
 from bnfold.loading import load as load_file
 from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions

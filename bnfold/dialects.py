@@ -1,7 +1,7 @@
 """One set of verbs for every kind of model, so that a command is written once.
 
-`dialect_of(model)` answers with a `Dialect`: how models of this kind are folded, counted, run and written. A framework is
-imported when its dialect is first asked for, so work on ONNX never imports torch.
+`dialect_of(model)` answers with a `Dialect`: how models of this kind are folded, counted, run and written. A framework
+is imported when its dialect is first asked for, so work on ONNX never imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold import saving
-from bnfold.errors import Rejected
+from bnfold.errors import Rejected, UsageError
 from bnfold.evidence import Evidence
 from bnfold.folding import FoldOptions, FoldReport
 from bnfold.model import ModelFacts, Runner, Signature
@@ -28,7 +28,8 @@ class Dialect:
     `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
     `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
     `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
-    `actual` executes the model as it is in the `runtime`, graph optimisations off; `write` saves atomically.
+    `actual` executes the model as it is in the `runtime`, graph optimisations off; `annotate` is the model with a note
+    of what was folded; `write` saves atomically.
     """
 
     suffix: str
@@ -43,6 +44,7 @@ class Dialect:
     as_float64: Callable[[Any], Any]
     exact: Callable[[Any], Runner]
     actual: Callable[[Any, RunOptions], Runner]
+    annotate: Callable[[Any, FoldReport], Any]
     write: Callable[[Path, Any], None]
 
     def version(self) -> str:
@@ -79,6 +81,7 @@ def onnx_dialect() -> Dialect:
         as_float64=onnx.as_float64,
         exact=lambda model: float64_runner(onnx.to_proto(onnx.as_float64(model))),
         actual=actual,
+        annotate=onnx.annotate,
         write=saving.write_onnx,
     )
 
@@ -100,8 +103,13 @@ def torch_dialect() -> Dialect:
         as_float64=torch.as_float64,
         exact=lambda program: torch.runner(torch.as_float64(program), torch.signature(program)),
         actual=lambda program, _: torch.runner(program, torch.signature(program)),
+        annotate=_no_metadata,
         write=saving.write_program,
     )
+
+
+def _no_metadata(program: Any, report: FoldReport) -> Any:
+    raise UsageError("--provenance needs a file with metadata, which a .pt2 has not", code="no-metadata")
 
 
 def dialect_of(model: Any) -> Dialect:

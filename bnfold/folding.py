@@ -204,7 +204,9 @@ def _unreadable(reading: Reading) -> Refusal:
 
 def _telling(upstream: Refusal, downstream: Refusal) -> Refusal:
     """The refusal that says more: a producer that almost took the affine, else the reader that did not."""
-    return downstream if upstream.reason in (Reason.NO_LINEAR_PRODUCER, Reason.IS_GRAPH_INPUT) else upstream
+    far = upstream.reason in (Reason.NO_LINEAR_PRODUCER, Reason.IS_GRAPH_INPUT)
+    unread = downstream.reason in (Reason.IS_GRAPH_OUTPUT, Reason.NOT_READ)
+    return downstream if far and not unread else upstream
 
 
 def _wanted(site: Site, options: FoldOptions) -> bool:

@@ -31,7 +31,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Counts of one model. `compute_nodes` leaves out constants and shape bookkeeping; `bytes` are those of its tensors.
+    """Counts of one model. `compute_nodes` leaves out constants and shape bookkeeping; `bytes` are of its tensors.
 
     `macs` are multiply-adds of linear operators at batch 1, None where a size is not known.
     """

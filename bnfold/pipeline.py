@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold import saving
-from bnfold.benchmark import BenchOptions, Benchmark, Contender, gate, measure
+from bnfold.benchmark import Benchmark, BenchOptions, Contender, measure, parse_gates
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
 from bnfold.errors import GateMissed, UsageError
 from bnfold.folding import FoldOptions, FoldReport
@@ -114,7 +114,7 @@ def run_check(
 ) -> None:
     """Show whether two models are equivalent, whoever made the second."""
     first = _load(run, reference, source)
-    second = load(candidate, source)
+    second = _read(run, candidate, source)
     run.output = _record(second)
     sides = [_side(loaded, source, run_options) for loaded in (first, second)]
     given = rtol is not None or atol is not None
@@ -141,7 +141,8 @@ def run_bench(
     gates: tuple[str, ...] = (),
 ) -> None:
     """Measure models against the first; one model alone is measured against its own fold."""
-    loaded = [_load(run, paths[0], source), *(load(path, source) for path in paths[1:])]
+    rules = parse_gates(gates)
+    loaded = [_load(run, paths[0], source), *(_read(run, path, source) for path in paths[1:])]
     models = [_unfolded(run, one, source, run_options, None, "keep")[0] for one in loaded]
     contenders = dict(zip(map(str, paths), models, strict=True))
     if len(models) == 1:
@@ -150,7 +151,7 @@ def run_bench(
     options = _bench_options(run_options, batch=batch, budget=budget, processes=processes)
     run.bench = _measured(run, contenders, options)
     proved = run.check is not None and run.check.verdict is Verdict.PROVED
-    if failures := gate(gates, run.bench, proved=proved):
+    if failures := [failure for rule in rules if (failure := rule.missed(run.bench.contenders[-1], proved=proved))]:
         raise GateMissed("; ".join(failures))
 
 
@@ -188,9 +189,15 @@ class _Work:
 
 
 def _load(run: Run, path: Path, source: Source) -> Loaded:
-    with run.stage("load"):
-        loaded = load(path, source)
+    """Read the model that the command is about."""
+    loaded = _read(run, path, source)
     run.input = _record(loaded)
+    return loaded
+
+
+def _read(run: Run, path: Path, source: Source) -> Loaded:
+    with run.stage(f"load {path.name}"):
+        loaded = load(path, source)
     for note in loaded.notes:
         run.warn("loading", note)
     return loaded
@@ -243,7 +250,7 @@ def _unfolded(
 
 
 def _exported(program: Any, opset: int | None) -> Any:
-    """The program as the exporter writes it, less the biases that it computes at run time (of a wrong shape for Conv3d)."""
+    """What the exporter writes, less the biases that it computes at run time (for Conv3d, of a wrong shape)."""
     from bnfold.frontends import onnx, torch
 
     model = torch.to_onnx(program, opset=opset)
@@ -290,6 +297,8 @@ def _measured(run: Run, models: Mapping[str, Any], options: BenchOptions) -> Ben
 def _write(run: Run, dialect: Dialect, model: Any, out: Path, output: OutputOptions) -> None:
     if output.dry_run:
         return
+    if output.provenance and run.fold is not None:
+        model = dialect.annotate(model, run.fold)
     with run.stage("save"):
         dialect.write(out, model)
         run.output = _record(load(out))

@@ -8,7 +8,7 @@ from bnfold.errors import MissingDependency, Rejected
 
 
 def simplify(model: Any) -> Any:
-    """What onnxsim makes of an `onnx_ir.Model`. Raises `MissingDependency` without onnxsim, `Rejected` where it fails."""
+    """What onnxsim makes of an `onnx_ir.Model`. Raises `MissingDependency`, or `Rejected` where onnxsim fails."""
     try:
         import onnxsim
     except ImportError as error:

@@ -45,7 +45,10 @@ def check_folded(
     check: CheckOptions,
     source: Side | None = None,
 ) -> Verification:
-    """Check a fold against the model as it was read; `source` is the program that `original` was exported from: then the export is checked too."""
+    """Check a fold against the model as it was read.
+
+    `source` is the program that `original` was exported from, if it was: then the export is checked too.
+    """
     dialect = original.dialect
 
     def unrounded() -> Runner:

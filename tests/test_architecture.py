@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rules",),
     ("folding",),
     ("frontends", "frontends.onnx", "frontends.torch", "runtime", "verify"),
-    ("bench", "loading"),
+    ("benchmark", "loading"),
     ("saving",),
     ("run",),
     ("dialects", "reports"),

@@ -252,13 +252,25 @@ ROWS = (
     Row("grouped conv", chain(conv(4, 8, groups=2), bn(8)), (image(),), (PRODUCER,)),
     Row("depthwise conv", chain(conv(4, 4, groups=4, padding=1), bn()), (image(),), (PRODUCER,)),
     Row("padding same", chain(conv(padding="same"), bn()), (image(),), (PRODUCER,)),
-    Row("reflected padding", chain(bn(), conv(padding=1, padding_mode="reflect")), (image(),), (Reason.READ_BY_NONLINEARITY,), (CONSUMER,)),
+    Row(
+        "reflected padding",
+        chain(bn(), conv(padding=1, padding_mode="reflect")),
+        (image(),),
+        (Reason.READ_BY_NONLINEARITY,),
+        (CONSUMER,),
+    ),
     Row("conv1d", chain(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)), (vectors(2, 4, 9),), (PRODUCER,), (UNKNOWN,)),
     Row("conv3d", chain(nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3)), (vectors(2, 2, 4, 4, 4),), (PRODUCER,)),
     Row("sync batch norm", chain(conv(), nn.SyncBatchNorm(4)), (image(),), (PRODUCER,), (UNKNOWN,)),
     Row("transposed", chain(nn.ConvTranspose2d(4, 4, 2, stride=2), bn()), (image(),), (PRODUCER,)),
     Row("transposed, groups", chain(nn.ConvTranspose2d(4, 4, 3, groups=2), bn()), (image(),), (PRODUCER,)),
-    Row("transposed, 1d", chain(nn.ConvTranspose1d(4, 6, 3), nn.BatchNorm1d(6)), (vectors(2, 4, 9),), (PRODUCER,), (UNKNOWN,)),
+    Row(
+        "transposed, 1d",
+        chain(nn.ConvTranspose1d(4, 6, 3), nn.BatchNorm1d(6)),
+        (vectors(2, 4, 9),),
+        (PRODUCER,),
+        (UNKNOWN,),
+    ),
     Row("before transposed", chain(bn(), nn.ConvTranspose2d(4, 4, 2)), (image(),), (Reason.PADDED_BORDER,)),
     Row("before conv", chain(bn(), conv()), (image(),), (CONSUMER,)),
     Row("before grouped conv", chain(bn(), conv(groups=2, bias=False)), (image(),), (CONSUMER,)),
@@ -267,39 +279,142 @@ ROWS = (
     Row("before same-padded 1x1", chain(bn(), conv(kernel=1, padding="same")), (image(),), (CONSUMER,)),
     Row("linear", chain(nn.Linear(5, 3), nn.BatchNorm1d(3)), (vectors(2, 5),), (PRODUCER,), (UNKNOWN,)),
     Row("flattened linear", chain(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3)), (vectors(2, 3, 4),), (PRODUCER,)),
-    Row("sequence of equal sizes", chain(nn.Linear(5, 3), nn.BatchNorm1d(3)), (vectors(2, 3, 5),), (Reason.AXIS_DIFFERS,), (UNKNOWN,)),
+    Row(
+        "sequence of equal sizes",
+        chain(nn.Linear(5, 3), nn.BatchNorm1d(3)),
+        (vectors(2, 3, 5),),
+        (Reason.AXIS_DIFFERS,),
+        (UNKNOWN,),
+    ),
     Row("before linear", chain(nn.Flatten(), nn.BatchNorm1d(5), nn.Linear(5, 3)), (vectors(2, 5),), (CONSUMER,)),
-    Row("in-place relu between", chain(nn.Flatten(), nn.Linear(5, 5), nn.ReLU(inplace=True), nn.BatchNorm1d(5), nn.Linear(5, 3)), (vectors(2, 5),), (CONSUMER,)),
-    Row("unbatched conv", chain(conv(4, 4, 1), nn.BatchNorm1d(4)), (vectors(4, 4, 4),), (Reason.AXIS_DIFFERS,), (UNKNOWN,)),
-    Row("functional", function(_functional, conv=conv(padding=1), mean=vectors(4), var=vectors(4).abs() + 0.1, scale=vectors(4)), (image(),), (PRODUCER,), (UNKNOWN,)),
+    Row(
+        "in-place relu between",
+        chain(nn.Flatten(), nn.Linear(5, 5), nn.ReLU(inplace=True), nn.BatchNorm1d(5), nn.Linear(5, 3)),
+        (vectors(2, 5),),
+        (CONSUMER,),
+    ),
+    Row(
+        "unbatched conv",
+        chain(conv(4, 4, 1), nn.BatchNorm1d(4)),
+        (vectors(4, 4, 4),),
+        (Reason.AXIS_DIFFERS,),
+        (UNKNOWN,),
+    ),
+    Row(
+        "functional",
+        function(_functional, conv=conv(padding=1), mean=vectors(4), var=vectors(4).abs() + 0.1, scale=vectors(4)),
+        (image(),),
+        (PRODUCER,),
+        (UNKNOWN,),
+    ),
     Row("frozen norm", function(_frozen, conv=conv(), bn=FrozenBatchNorm2d(4)), (image(),), (PRODUCER,), (UNKNOWN,)),
     Row("norm with activation", chain(conv(), NormAct(4), conv(), bn()), (image(),), (PRODUCER, PRODUCER)),
     Row("standardised weight", chain(StandardisedConv(4, 4, 3), bn()), (image(),), (PRODUCER,)),
     Row("two norms in a row", chain(conv(), bn(), bn()), (image(),), (PRODUCER, PRODUCER)),
     Row("norms around a conv", chain(bn(), conv(), bn()), (image(),), (CONSUMER, PRODUCER)),
-    Row("norm alone", chain(bn()), (image(),), (Reason.IS_GRAPH_OUTPUT,)),
+    Row("norm alone", chain(bn()), (image(),), (Reason.IS_GRAPH_INPUT,)),
     Row("before relu", chain(conv(), nn.ReLU(), bn(), nn.ReLU()), (image(),), (Reason.READ_BY_NONLINEARITY,)),
-    Row("two norms on one conv", function(_two_norms, conv=conv(), bn=bn(), other=bn()), (image(),), (Reason.SHARED_OUTPUT, Reason.SHARED_OUTPUT)),
-    Row("conv is an output", function(lambda m, x: (m.conv(x), m.bn(m.conv(x)))[::-1], conv=conv(), bn=bn()), (image(),), (PRODUCER,)),
-    Row("value is an output", function(lambda m, x: (lambda y: (y, m.bn(y)))(m.conv(x)), conv=conv(), bn=bn()), (image(),), (Reason.IS_GRAPH_OUTPUT,)),
-    Row("norm is an output", function(_norm_is_output, conv=conv(), bn=bn()), (image(),), (Reason.IS_GRAPH_OUTPUT,)),
-    Row("conv called twice, one norm", function(lambda m, x: m.bn(m.conv(x)) + m.conv(x + 1), conv=conv(), bn=bn()), (image(),), (PRODUCER,)),
-    Row("siamese", function(lambda m, x: m.bn(m.conv(x)) - m.bn(m.conv(x + 1)), conv=conv(), bn=bn()), (image(),), (PRODUCER, PRODUCER)),
-    Row("conv called twice, two norms", function(lambda m, x: m.bn(m.conv(x)) + m.other(m.conv(x + 1)), conv=conv(), bn=bn(), other=bn()), (image(),), (PRODUCER, PRODUCER)),
+    Row(
+        "two norms on one conv",
+        function(_two_norms, conv=conv(), bn=bn(), other=bn()),
+        (image(),),
+        (Reason.SHARED_OUTPUT, Reason.SHARED_OUTPUT),
+    ),
+    Row(
+        "conv is an output",
+        function(lambda m, x: (m.conv(x), m.bn(m.conv(x)))[::-1], conv=conv(), bn=bn()),
+        (image(),),
+        (PRODUCER,),
+    ),
+    Row(
+        "value is an output",
+        function(lambda m, x: (lambda y: (y, m.bn(y)))(m.conv(x)), conv=conv(), bn=bn()),
+        (image(),),
+        (Reason.IS_GRAPH_OUTPUT,),
+    ),
+    Row("norm is an output", function(_norm_is_output, conv=conv(), bn=bn()), (image(),), (Reason.IS_GRAPH_INPUT,)),
+    Row(
+        "conv called twice, one norm",
+        function(lambda m, x: m.bn(m.conv(x)) + m.conv(x + 1), conv=conv(), bn=bn()),
+        (image(),),
+        (PRODUCER,),
+    ),
+    Row(
+        "siamese",
+        function(lambda m, x: m.bn(m.conv(x)) - m.bn(m.conv(x + 1)), conv=conv(), bn=bn()),
+        (image(),),
+        (PRODUCER, PRODUCER),
+    ),
+    Row(
+        "conv called twice, two norms",
+        function(lambda m, x: m.bn(m.conv(x)) + m.other(m.conv(x + 1)), conv=conv(), bn=bn(), other=bn()),
+        (image(),),
+        (PRODUCER, PRODUCER),
+    ),
     Row("tied weights", tied, (image(),), (PRODUCER, PRODUCER)),
-    Row("view written in place", function(_view_mutation, conv=conv(), bn=bn()), (image(),), (Reason.MUTATED_IN_PLACE,)),
-    Row("data written behind the norm", function(_mutated_before_consumer, conv=conv(8), bn=bn(8)), (image(),), (Reason.MUTATED_IN_PLACE,)),
+    Row(
+        "view written in place", function(_view_mutation, conv=conv(), bn=bn()), (image(),), (Reason.MUTATED_IN_PLACE,)
+    ),
+    Row(
+        "data written behind the norm",
+        function(_mutated_before_consumer, conv=conv(8), bn=bn(8)),
+        (image(),),
+        (Reason.MUTATED_IN_PLACE,),
+    ),
     Row("result written in place", function(_mutated_after, conv=conv(padding=1), bn=bn()), (image(),), (PRODUCER,)),
-    Row("matmul", function(_matmul, weight=nn.Parameter(vectors(5, 3)), bn=nn.BatchNorm1d(3)), (vectors(2, 5),), (PRODUCER,), (UNKNOWN,)),
-    Row("constant on the left", function(_left_matmul, weight=nn.Parameter(vectors(3, 3)), bn=nn.BatchNorm1d(3)), (vectors(3, 3),), (Reason.IS_GRAPH_OUTPUT,)),
-    Row("addmm", function(_addmm, weight=nn.Parameter(vectors(5, 3)), bias=nn.Parameter(vectors(1, 3)), bn=nn.BatchNorm1d(3)), (vectors(2, 5),), (PRODUCER,)),
-    Row("addmm, one bias per row", function(_addmm, weight=nn.Parameter(vectors(5, 2)), bias=nn.Parameter(vectors(2, 1)), bn=nn.BatchNorm1d(2)), (vectors(2, 5),), (Reason.NOT_PER_CHANNEL,)),
-    Row("weight from outside", function(_runtime_weight, bn=bn()), (image(), vectors(4, 4, 1, 1)), (Reason.PARAMETER_NOT_CONSTANT,)),
+    Row(
+        "matmul",
+        function(_matmul, weight=nn.Parameter(vectors(5, 3)), bn=nn.BatchNorm1d(3)),
+        (vectors(2, 5),),
+        (PRODUCER,),
+        (UNKNOWN,),
+    ),
+    Row(
+        "constant on the left",
+        function(_left_matmul, weight=nn.Parameter(vectors(3, 3)), bn=nn.BatchNorm1d(3)),
+        (vectors(3, 3),),
+        (Reason.NO_LINEAR_PRODUCER,),
+    ),
+    Row(
+        "addmm",
+        function(_addmm, weight=nn.Parameter(vectors(5, 3)), bias=nn.Parameter(vectors(1, 3)), bn=nn.BatchNorm1d(3)),
+        (vectors(2, 5),),
+        (PRODUCER,),
+    ),
+    Row(
+        "addmm, one bias per row",
+        function(_addmm, weight=nn.Parameter(vectors(5, 2)), bias=nn.Parameter(vectors(2, 1)), bn=nn.BatchNorm1d(2)),
+        (vectors(2, 5),),
+        (Reason.NOT_PER_CHANNEL,),
+    ),
+    Row(
+        "weight from outside",
+        function(_runtime_weight, bn=bn()),
+        (image(), vectors(4, 4, 1, 1)),
+        (Reason.PARAMETER_NOT_CONSTANT,),
+    ),
+    Row(
+        "plain tensor as weight",
+        function(lambda m, x: m.bn(functional.conv2d(x, m.held[0])), held=[vectors(4, 4, 1, 1).double()], bn=bn()),
+        (image(),),
+        (PRODUCER,),
+    ),
+    Row(
+        "two functions in one module",
+        function(
+            lambda m, x: m.bn(functional.conv2d(m.bn(functional.conv2d(x, m.one)), m.two)),
+            one=nn.Parameter(vectors(4, 4, 2, 2)),
+            two=nn.Parameter(-vectors(4, 4, 1, 1)),
+            bn=bn(),
+        ),
+        (image(),),
+        (PRODUCER, PRODUCER),
+    ),
     Row("batch statistics", chain(conv(), bn(track_running_stats=False)), (image(),), (Reason.BATCH_STATISTICS,)),
     Row("variance of minus epsilon", broken(running_var=-1.0), (image(),), (Reason.VARIANCE_NOT_POSITIVE,)),
     Row("mean not finite", broken(running_mean=float("nan")), (image(),), (Reason.NON_FINITE,)),
     Row("scale infinite", broken(weight=float("inf")), (image(),), (Reason.NON_FINITE,)),
-)  # fmt: skip
+)
 
 UNCOMPARABLE = {"variance of minus epsilon", "mean not finite", "scale infinite"}
 
@@ -733,3 +848,49 @@ def test_onnx_holds_every_norm_and_nothing_of_this_machine() -> None:
         assert b"site-packages" not in data
         assert __file__.encode() not in data
     assert data == onnx_ir.to_proto(frontend.to_onnx(folded)).SerializeToString()
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch's own, in `unflatten`
+def test_a_folded_program_can_be_unflattened() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = small(), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.inner(x).relu())
+
+    module = Outer().eval()
+    inner = ("inner", "inner.1", "inner.3")
+    program = torch.export.export(module, (image(3),), preserve_module_call_signature=inner, strict=False)
+    folded, report = frontend.fold_program(program)
+    assert report.folded == 2
+    assert_equal(run(module, image(3)), run(torch.export.unflatten(folded), image(3)), limit=1e-5)
+
+
+def test_a_norm_that_a_tracer_keeps_whole_is_listed() -> None:
+    class Keeping(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, NormAct) or super().is_leaf_module(m, module_qualified_name)
+
+    module = perturbed(nn.Sequential(conv(), NormAct(4), conv(), bn()))
+    folded, report = frontend.fold_graph_module(fx.GraphModule(module, Keeping().trace(module)))
+    assert outcomes(report) == (Reason.UNKNOWN_OPERATOR, PRODUCER)
+    assert_equal(run(module, image()), run(folded, image()), limit=1e-5)
+
+
+def test_an_output_keeps_its_place_when_its_norm_folds() -> None:
+    program = frontend.capture(perturbed(nn.Sequential(conv(), bn())), (image(),))
+    folded, _ = frontend.fold_program(program)
+    assert [port.shape for port in frontend.signature(folded).outputs] == [
+        port.shape for port in frontend.signature(program).outputs
+    ]
+    assert folded.graph_signature.user_outputs == ("conv2d",)
+
+
+def test_folding_again_changes_nothing() -> None:
+    folded, _ = frontend.fold_program(frontend.capture(small(), (image(3),)))
+    again, report = frontend.fold_program(folded)
+    assert report.outcomes == ()
+    assert list(again.state_dict) == list(folded.state_dict)
+    assert all(again.state_dict[name] is folded.state_dict[name] for name in folded.state_dict)

@@ -8,7 +8,7 @@ faster or slower is said only where the interval excludes 1 and the effect is at
 contender runs as a control: if it seems to differ from the first, the machine was too restless and there is no verdict.
 """
 
-from bnfold.benchmark.gates import gate
+from bnfold.benchmark.gates import Gate, parse_gates
 from bnfold.benchmark.measuring import measure
 from bnfold.benchmark.records import Benchmark, BenchOptions, Compared, Contender, Measured
 from bnfold.benchmark.statistics import Comparison, Interval
@@ -19,8 +19,9 @@ __all__ = [
     "Compared",
     "Comparison",
     "Contender",
+    "Gate",
     "Interval",
     "Measured",
-    "gate",
     "measure",
+    "parse_gates",
 ]

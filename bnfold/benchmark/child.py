@@ -1,4 +1,4 @@
-"""One measuring process: `python -m bnfold.benchmark.child` reads a job from stdin and writes timings to stdout, as JSON.
+"""One measuring process: `python -m bnfold.benchmark.child` reads a job from stdin, writes timings to stdout.
 
 It is started on files, so that nothing of the parent's state is measured. Pairs alternate AB and BA, so that what the
 first leaves in the caches harms both alike.

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from bnfold.benchmark.records import Benchmark
+from bnfold.benchmark.records import Measured
 from bnfold.errors import UsageError
 
 
-def gate(rules: Sequence[str], benchmark: Benchmark, *, proved: bool | None = None) -> list[str]:
-    """What the last contender does not meet, one sentence each; empty if the gate is open.
+@dataclass(frozen=True)
+class Gate:
+    """One rule: `count` of the last contender is at most `limit`; `proved` has no limit."""
 
-    `rules` are `bn<=N`, `nodes<=N`, `macs<=N`, `bytes<=N` or `proved`; times never gate. Any other is a `UsageError`.
-    """
-    last = benchmark.contenders[-1]
-    failures = []
-    for rule in rules:
-        if rule == "proved":
-            if not proved:
-                failures.append(f"{last.name} is not proved")
-            continue
-        found = re.fullmatch(r"(bn|nodes|macs|bytes)<=(\d+)", rule.replace(" ", ""))
-        if not found:
-            raise UsageError(
-                f"{rule!r} is no gate", code="bad-gate", hint="--gate 'bn<=0' (or nodes, macs, bytes, proved)"
-            )
-        value = getattr(last, found[1])
-        if value is None or value > int(found[2]):
-            failures.append(f"{last.name} has {found[1]} {'unknown' if value is None else value}, more than {found[2]}")
-    return failures
+    count: str
+    limit: int | None
+
+    def missed(self, contender: Measured, *, proved: bool) -> str | None:
+        """What the contender does not meet, in one sentence; None where the gate is open."""
+        if self.limit is None:
+            return None if proved else f"{contender.name} is not proved"
+        value = getattr(contender, self.count)
+        if value is not None and value <= self.limit:
+            return None
+        return f"{contender.name} has {self.count} {'unknown' if value is None else value}, more than {self.limit}"
+
+
+def parse_gates(rules: Sequence[str]) -> tuple[Gate, ...]:
+    """Read `bn<=N`, `nodes<=N`, `macs<=N`, `bytes<=N` and `proved`. Any other is a `UsageError`: times never gate."""
+    return tuple(_parse(rule) for rule in rules)
+
+
+def _parse(rule: str) -> Gate:
+    if rule == "proved":
+        return Gate("proved", None)
+    found = re.fullmatch(r"(bn|nodes|macs|bytes)<=(\d+)", rule.replace(" ", ""))
+    if not found:
+        hint = "--gate 'bn<=0' (or nodes, macs, bytes, proved)"
+        raise UsageError(f"{rule!r} is no gate", code="bad-gate", hint=hint)
+    return Gate(found[1], int(found[2]))

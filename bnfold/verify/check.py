@@ -77,7 +77,8 @@ def check_export(program: Subject, exported: Subject, plan: CheckPlan = CheckPla
     """
     sides = (replace(subject, actual=_not_asked) for subject in (program, exported))
     plan = replace(plan, semantics_limit=EXPORT_LIMIT)
-    execution = Execution.of(*sides, exported.exact, plan, strict=not (program.decides or exported.decides))
+    strict = not (program.decides or exported.decides)
+    execution = Execution.of(next(sides), next(sides), exported.exact, plan, strict=strict)
     execution.run()
     layer = execution.semantic_layer()
     return replace(layer, because=f"the export against the torch program: {layer.because}")

@@ -19,7 +19,7 @@ from bnfold.model import Arrays, Runner, Signature
 from bnfold.verify.compare import EndToEnd, Meter, Semantics, Tolerance
 from bnfold.verify.inputs import InputSpec, Probe, numpy_dtype, with_inputs
 from bnfold.verify.licence import paired
-from bnfold.verify.probes import ProbeOptions, Probes, attempt, make_probes
+from bnfold.verify.probes import ProbeOptions, Probes, make_probes
 from bnfold.verify.result import Layer, RuntimeRecord, Status
 
 Level = Literal["auto", "static", "full"]
@@ -83,7 +83,7 @@ class Machine:
         start = time.perf_counter()
         try:
             self._runner = self._runner or self.prepare()
-            results = attempt(self._runner, self._renamed(feeds))
+            results = self._runner(self._renamed(feeds))
         except (NoVerdict, MissingDependency) as error:
             self.refusal = str(error)
             return None

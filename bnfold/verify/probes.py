@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.errors import BnfoldError, NoVerdict, UsageError
+from bnfold.errors import NoVerdict, UsageError
 from bnfold.model import Arrays, Port, Runner, Signature
 from bnfold.verify.inputs import FLOATS, INTEGERS, Probe, Sizes, numpy_dtype, read_data
 
@@ -88,7 +88,7 @@ def accepted_sizes(signature: Signature, runner: Runner, options: ProbeOptions) 
     for candidates in _rounds(signature, options.dims):
         for sizes, limit in product([sizes for sizes in candidates if sizes not in found], limits):
             try:
-                attempt(runner, feeds_of(signature, sizes, "normal", options.seed, limit))
+                runner(feeds_of(signature, sizes, "normal", options.seed, limit))
             except NoVerdict as error:
                 refusal = error
                 continue
@@ -99,17 +99,6 @@ def accepted_sizes(signature: Signature, runner: Runner, options: ProbeOptions) 
         hint = " ".join(f"--dim {name}=N" for name in dynamic_axes(signature)) or "--data inputs.npz"
         raise NoVerdict(f"no input was found that the model accepts: {refusal}", code="no-size", hint=hint)
     return found, limits[0]
-
-
-def attempt(runner: Runner, feeds: Mapping[str, Array]) -> Arrays:
-    """Run; whatever a model raises is the reason that it cannot run: `NoVerdict` with the first line of it."""
-    try:
-        return runner(feeds)
-    except BnfoldError:
-        raise
-    except Exception as error:
-        line = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise NoVerdict(f"it cannot run: {line[:300]}", code="cannot-run") from error
 
 
 def _integer_limits(signature: Signature) -> Sequence[int]:

@@ -1,14 +1,19 @@
-"""What a fold must keep, and whether a model decides."""
+"""What a fold must keep, the note that it may add, and whether a model decides."""
 
 from __future__ import annotations
 
+import json
+
 import onnx_ir as ir
 
+from bnfold.folding import FoldReport
 from bnfold.frontends.onnx import walking
 
 DECIDING = frozenset(
-    ["QuantizeLinear", "DynamicQuantizeLinear", "Round", "Floor", "Ceil", "Sign", "ArgMax", "ArgMin", "TopK"]
-    + ["NonMaxSuppression", "NonZero", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Where", "Unique"]
+    (
+        *("QuantizeLinear", "DynamicQuantizeLinear", "Round", "Floor", "Ceil", "Sign", "ArgMax", "ArgMin", "TopK"),
+        *("NonMaxSuppression", "NonZero", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Where"),
+    )
 )
 """Operators behind which the smallest difference may become a large one."""
 
@@ -21,6 +26,14 @@ def identity(model: ir.Model) -> list[str]:
         f"{what} {getattr(model, what)!r}" for what in ("producer_name", "producer_version", "domain", "doc_string")
     ]
     return [f"IR version {model.ir_version}", f"opsets {opsets}", *names, f"graph {model.graph.name!r}", *metadata]
+
+
+def annotate(model: ir.Model, report: FoldReport) -> ir.Model:
+    """A clone whose metadata says, under `bnfold.folded`, which batch norm went into which operators (JSON)."""
+    noted = model.clone()
+    folded = {o.site.name: [site.name for site in o.into] for o in report.outcomes if o.folded}
+    noted.metadata_props["bnfold.folded"] = json.dumps(folded)
+    return noted
 
 
 def decides(model: ir.Model) -> bool:

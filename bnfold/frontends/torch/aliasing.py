@@ -24,12 +24,13 @@ from bnfold.frontends.torch.calls import call_of, hooked, tensor_arguments, word
 from bnfold.frontends.torch.lenses import is_norm
 
 FRESH = words(
-    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d linear addmm mm"
-    " bmm matmul baddbmm batch_norm layer_norm group_norm instance_norm rms_norm add sub mul div truediv neg pow relu relu6"
-    " hardtanh silu hardswish hardsigmoid leaky_relu elu celu selu mish sigmoid tanh gelu softplus softmax"
-    " log_softmax prelu cat concat concatenate stack sum mean amax max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d"
-    " avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d interpolate"
-    " upsample_nearest2d upsample_bilinear2d embedding scaled_dot_product_attention clone exp sqrt rsqrt square clamp pad"
+    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d linear"
+    " addmm mm bmm matmul baddbmm batch_norm layer_norm group_norm instance_norm rms_norm add sub mul div truediv"
+    " neg pow relu relu6 hardtanh silu hardswish hardsigmoid leaky_relu elu celu selu mish sigmoid tanh gelu"
+    " softplus softmax log_softmax prelu cat concat concatenate stack sum mean amax max_pool1d max_pool2d"
+    " max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+    " adaptive_max_pool2d interpolate upsample_nearest2d upsample_bilinear2d embedding"
+    " scaled_dot_product_attention clone exp sqrt rsqrt square clamp pad"
 )
 """Operators that return new memory, by bare name. `pad` copies even where nothing is padded."""
 

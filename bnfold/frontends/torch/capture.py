@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 
 from bnfold.errors import Rejected, UsageError
 
-
 Axes = tuple[int | str, ...]
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,30 +32,10 @@ from bnfold.frontends.torch.lenses import (
 )
 from bnfold.frontends.torch.places import module_path, source_line
 from bnfold.frontends.torch.rounding import rounded
+from bnfold.frontends.torch.writer import NewParameters, Writer
 from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
 
 Ranks = Callable[[fx.Node], int | None]
-
-
-@dataclass(frozen=True, eq=False)
-class NewParameters:
-    """What a linear operator shall hold: tensors in the layout of its arguments; no bias where it needs none."""
-
-    form: Form
-    old_weight: Constant
-    old_bias: Constant | None
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-
-class Writer(Protocol):
-    """Where the new parameters of one operator go; what differs between a program and a module."""
-
-    def write(self, node: fx.Node, parameters: NewParameters) -> None:
-        """Take note of the new parameters of a linear operator."""
-
-    def bypass(self, node: fx.Node, result: fx.Node, value: fx.Node) -> None:
-        """Let the readers of `result` read `value`; remove the node, and the constants that only it has read."""
 
 
 class TorchGraph:

@@ -19,6 +19,11 @@ def module_path(node: fx.Node) -> str | None:
     return stack[-1][0] or None if stack else None
 
 
+def is_inside(node: fx.Node, path: str) -> bool:
+    """Whether a node came from the module of this path or from one of its parts."""
+    return any(entry[0] == path for entry in _stack(node))
+
+
 def module_type(node: fx.Node) -> str:
     """The class of the module that a node came from, as far as the graph remembers it."""
     stack = _stack(node)

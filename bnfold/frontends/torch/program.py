@@ -21,6 +21,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from bnfold.folding import FoldOptions, FoldReport, fold
 from bnfold.frontends.torch.capture import quiet
 from bnfold.frontends.torch.graph import TorchGraph
+from bnfold.frontends.torch.places import is_inside
 from bnfold.frontends.torch.writeback import Ledger
 
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -161,10 +162,19 @@ class ProgramShelf:
     def _module_call_graph(self) -> list[ModuleCallEntry]:
         entries: list[ModuleCallEntry] = copy.deepcopy(self.original.module_call_graph)
         for entry in entries:
-            for argument in (*entry.signature.inputs, *entry.signature.outputs) if entry.signature else ():
+            signature = entry.signature
+            if signature is not None and not self._still_makes(entry.fqn, signature.outputs):
+                entry.signature = None
+            for argument in (*signature.inputs, *signature.outputs) if signature else ():
                 if isinstance(argument, TensorArgument):
                     argument.name = self.renamed.get(argument.name, argument.name)
         return entries
+
+    def _still_makes(self, path: str, outputs: list[Any]) -> bool:
+        """Whether a module whose call is on record still makes its outputs: a folded batch norm does not."""
+        names = {self.renamed[each.name] for each in outputs if getattr(each, "name", None) in self.renamed}
+        makers = [node for node in self.module.graph.nodes if node.name in names]
+        return not path or all(is_inside(node, path) for node in makers)
 
     def _is_lifted(self, name: str) -> bool:
         return self.specs[self.nodes[name]].kind is InputKind.CONSTANT_TENSOR

@@ -106,4 +106,4 @@ def _flattens(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op not in ("call_function", "call_method") or bare_name(node) != "flatten":
         return False
     dimensions = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
-    return dimensions.get("start_dim", 0) == 1 and dimensions.get("end_dim", -1) == -1
+    return bool(dimensions.get("start_dim", 0) == 1 and dimensions.get("end_dim", -1) == -1)

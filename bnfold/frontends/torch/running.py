@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from bnfold.errors import NoVerdict
 from bnfold.frontends.torch.aliasing import mutated
 from bnfold.frontends.torch.program import STORED
 from bnfold.model import Arrays, Port, Runner, Signature
@@ -33,13 +34,18 @@ def runner(model: ExportedProgram | nn.Module, signature: Signature) -> Runner:
 
     Inputs and outputs are taken in order, so that a folded model runs under the original's names. Float inputs are cast
     to the model's own type. A buffer that the model writes starts from its stored value in every run.
+    Raises `NoVerdict` (`cannot-run`) with the first line of what the model raises.
     """
     execute = _program_call(model) if isinstance(model, ExportedProgram) else _module_call(model)
 
     def run(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         tensors = [to_tensor(arrays[port.name]) for port in signature.inputs]
-        with torch.no_grad():
-            results = execute(tensors)
+        try:
+            with torch.no_grad():
+                results = execute(tensors)
+        except Exception as error:  # what a model raises is of any class, and only tells that it does not run
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise NoVerdict(f"torch cannot run the model: {line[:200]}", code="cannot-run") from error
         outputs = [result for result in results if isinstance(result, Tensor)]
         names = [port.name for port in signature.outputs]
         return {name: to_array(output) for name, output in zip(names, outputs, strict=True)}

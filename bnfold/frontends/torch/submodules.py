@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bnfold.frontends.torch.graph import NewParameters
 from bnfold.frontends.torch.writeback import Ledger
+from bnfold.frontends.torch.writer import NewParameters
 
 
 class ModuleShelf:
@@ -204,6 +204,9 @@ def _store(root: nn.Module, name: str, tensor: Tensor) -> None:
         if not hasattr(holder, part):
             holder.add_module(part, nn.Module())
         holder = getattr(holder, part)
+    if not isinstance(tensor, nn.Parameter) and not hasattr(holder, last):
+        holder.register_buffer(last, tensor)
+        return
     if isinstance(tensor, nn.Parameter) and last not in holder._parameters and hasattr(holder, last):
         delattr(holder, last)
     setattr(holder, last, tensor)

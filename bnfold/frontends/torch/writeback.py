@@ -18,8 +18,9 @@ from torch import Tensor, fx
 from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.calls import set_argument, tensor_arguments
 from bnfold.frontends.torch.constants import Constant, Constants, memory
-from bnfold.frontends.torch.graph import NewParameters, TorchGraph
+from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.places import module_path
+from bnfold.frontends.torch.writer import NewParameters
 
 
 class Shelf(Protocol):
