@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from bnfold import pipeline
-from bnfold.benchmark import Benchmark
 from bnfold.dialects import dialect_of
 from bnfold.errors import UsageError
 from bnfold.folding import FoldOptions, FoldReport
@@ -26,6 +25,9 @@ from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_models
 from bnfold.verify.compare import Tolerance
 from bnfold.verify.result import Verification
+
+if TYPE_CHECKING:
+    from bnfold.benchmark import Benchmark
 
 M = TypeVar("M")
 

@@ -55,7 +55,11 @@ class Dialect:
 def onnx_dialect() -> Dialect:
     """`onnx_ir.Model`, run by onnxruntime; in float64 by the reference evaluator."""
     from bnfold.frontends import onnx
-    from bnfold.verify.float64 import float64_runner
+
+    def exact(model: Any) -> Runner:
+        from bnfold.verify.float64 import float64_runner
+
+        return float64_runner(onnx.to_proto(onnx.as_float64(model)))
 
     def actual(model: Any, options: RunOptions) -> Runner:
         from bnfold.runtime import session
@@ -79,7 +83,7 @@ def onnx_dialect() -> Dialect:
         identity=onnx.identity,
         decides=onnx.decides,
         as_float64=onnx.as_float64,
-        exact=lambda model: float64_runner(onnx.to_proto(onnx.as_float64(model))),
+        exact=exact,
         actual=actual,
         annotate=onnx.annotate,
         write=saving.write_onnx,

@@ -10,10 +10,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold import saving
-from bnfold.benchmark import Benchmark, BenchOptions, Contender, measure, parse_gates
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
 from bnfold.errors import GateMissed, UsageError
 from bnfold.folding import FoldOptions, FoldReport
@@ -24,6 +23,9 @@ from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Ru
 from bnfold.verification import Side, check_folded, check_models, enforce, plan_of
 from bnfold.verify.compare import Tolerance
 from bnfold.verify.result import Verdict
+
+if TYPE_CHECKING:
+    from bnfold.benchmark import Benchmark, BenchOptions
 
 
 def run_fold(
@@ -141,6 +143,8 @@ def run_bench(
     gates: tuple[str, ...] = (),
 ) -> None:
     """Measure models against the first; one model alone is measured against its own fold."""
+    from bnfold.benchmark import parse_gates
+
     rules = parse_gates(gates)
     loaded = [_load(run, paths[0], source), *(_read(run, path, source) for path in paths[1:])]
     models = [_unfolded(run, one, source, run_options, None, "keep")[0] for one in loaded]
@@ -269,6 +273,8 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
 def _bench_options(
     run_options: RunOptions, *, batch: int = 1, budget: float = 60.0, processes: int = 10
 ) -> BenchOptions:
+    from bnfold.benchmark import BenchOptions
+
     plan = plan_of(onnx_dialect(), run_options, CheckOptions())
     return BenchOptions(
         batch=batch,
@@ -284,6 +290,8 @@ def _bench_options(
 
 def _measured(run: Run, models: Mapping[str, Any], options: BenchOptions) -> Benchmark:
     """Measure ONNX models, each from a file of its own."""
+    from bnfold.benchmark import Contender, measure
+
     dialect = onnx_dialect()
     with run.stage("bench"), tempfile.TemporaryDirectory() as folder:
         contenders = []

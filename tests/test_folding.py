@@ -180,7 +180,7 @@ ROWS = (
         lambda: graph("c", "r", b=bn("x"), c=conv("b"), r=relu("b")),
         {"b": "read-by-nonlinearity r"},
     ),
-    Row("BN before conv, and an output", lambda: graph("c", "b", b=bn("x"), c=conv("b")), {"b": "is-graph-output"}),
+    Row("BN before conv, and an output", lambda: graph("c", "b", b=bn("x"), c=conv("b")), {"b": "is-graph-input"}),
     Row("another axis before conv", lambda: graph("c", b=bn("x", axis=2), c=conv("b")), {"b": "axis-differs c"}),
     Row(
         "BN computes a weight",
@@ -193,8 +193,9 @@ ROWS = (
         lambda: graph("u", b=bn("x"), u=strange("b", Reason.UNKNOWN_OPERATOR)),
         {"b": "unknown-operator u"},
     ),
-    Row("nobody reads it", lambda: graph("x", b=bn("x")), {"b": "not-read"}),
-    Row("it is all there is", lambda: graph("b", b=bn("x")), {"b": "is-graph-output"}),
+    Row("nobody reads it", lambda: graph("x", b=bn("x")), {"b": "is-graph-input"}),
+    Row("it is all there is", lambda: graph("b", b=bn("x")), {"b": "is-graph-input"}),
+    Row("it is the end", lambda: graph("b", r=relu("x"), b=bn("r")), {"b": "no-linear-producer r"}),
     # which reason is told
     Row(
         "the producer that almost took it, rather than the reader behind it",
@@ -414,7 +415,7 @@ def test_excluded_is_told_before_any_other_reason() -> None:
 def test_an_excluded_batch_norm_still_reads_what_it_read() -> None:
     model = graph("b2", c=conv("x"), b1=bn("c"), b2=bn("b1"))
     before = model.run()
-    assert summary(fold(model, FoldOptions(exclude=("b1",)))) == {"b1": "excluded", "b2": "is-graph-output"}
+    assert summary(fold(model, FoldOptions(exclude=("b1",)))) == {"b1": "excluded", "b2": "no-linear-producer b1"}
     same_function(before, model)
     model = graph("b2", c=conv("x"), b1=bn("c"), b2=bn("b1"))
     assert summary(fold(model, FoldOptions(exclude=("b2",)))) == {"b1": "into-producer c", "b2": "excluded"}
@@ -517,6 +518,13 @@ def test_rules_are_in_the_list_and_agree_on_their_names() -> None:
             assert outcome.rule in {None, "into-producer", "into-consumer"}
 
 
+def test_what_nobody_reads_goes_into_nothing() -> None:
+    model = graph("x", b=bn("x"))
+    affine = model.read("b")
+    assert isinstance(affine, ChannelAffine)
+    assert into_consumer(model, "b", affine) == Refusal(Reason.NOT_READ)
+
+
 def test_reasons_have_one_stable_code_each() -> None:
     codes_ = [reason.code for reason in Reason]
     assert len(set(codes_)) == len(codes_)
@@ -535,7 +543,8 @@ def test_every_reason_a_rule_gives_itself_has_a_row() -> None:
         Reason.AXIS_DIFFERS,
         Reason.PADDED_BORDER,
         Reason.PARAMETER_NOT_CONSTANT,
-        Reason.NOT_READ,
+        Reason.NO_LINEAR_PRODUCER,
+        Reason.IS_GRAPH_INPUT,
         Reason.GROWTH_BUDGET,
     }
     assert {reason.code for reason in own} <= told

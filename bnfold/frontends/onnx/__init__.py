@@ -8,6 +8,7 @@ Every other function answers a question about a model: `signature`, `facts`, `ev
 This package is the only one that imports onnx_ir. It never imports torch.
 """
 
+from bnfold.frontends.onnx import deferred  # noqa: F401  (before onnx_ir)
 from bnfold.frontends.onnx.evidence import evidence
 from bnfold.frontends.onnx.facts import facts, signature
 from bnfold.frontends.onnx.float64 import as_float64

@@ -202,7 +202,8 @@ def _norm(node: fx.Node, module: Any) -> dict[str, Any]:
 def hooked(module: nn.Module) -> bool:
     """Whether code other than the module's class runs when it is called."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
+    replaced = "forward" in vars(module) and type(module).__module__ != "torch.export._unlift"  # torch's input guards
+    return any(hooks) or replaced
 
 
 def tensor_arguments(node: fx.Node, keep: Callable[[fx.Node], bool] = lambda _: True) -> list[fx.Node]:

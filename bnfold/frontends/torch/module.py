@@ -55,7 +55,7 @@ def fold_graph_module(
     folded = duplicate(module)
     materialise(folded)
     ranks = enforced_ranks(folded.graph, dict(folded.named_modules()))
-    if example_inputs is not None and not foreign_hooks(folded):
+    if example_inputs is not None and not any(foreign_hooks(folded)):
         ranks = observed_ranks(folded, example_inputs) or ranks
     shelf = ModuleShelf(folded)
     writers: list[ModuleWriter] = []

@@ -208,5 +208,11 @@ def _as_parameter(tensor: Tensor, template: Tensor | None) -> nn.Parameter:
         return tensor
     if template is None:
         return nn.Parameter(tensor)
-    laid_out = torch.empty_like(template).copy_(tensor) if template.shape == tensor.shape else tensor
-    return nn.Parameter(laid_out.detach(), requires_grad=template.requires_grad)
+    return nn.Parameter(laid_out_as(tensor, template), requires_grad=template.requires_grad)
+
+
+def laid_out_as(tensor: Tensor, template: Tensor) -> Tensor:
+    """A contiguous tensor in the memory format of one of the same shape (channels last, say)."""
+    if template.is_contiguous() or template.shape != tensor.shape:
+        return tensor
+    return torch.empty_like(template, requires_grad=False).copy_(tensor)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bnfold.frontends.torch.program import laid_out_as
 from bnfold.frontends.torch.writeback import Ledger
 from bnfold.frontends.torch.writer import NewParameters
 
@@ -106,22 +107,26 @@ class ModuleWriter:
 
     def settle(self) -> None:
         """Write every called module, then every function, then remove the modules that nobody calls any more."""
+        targets: dict[int, list[str]] = {}
+        for name, part in self.module.named_modules(remove_duplicate=False):
+            targets.setdefault(id(part), []).append(name)
         called: dict[int, list[fx.Node]] = {}
         for node in self.calls:
             called.setdefault(id(self.module.get_submodule(str(node.target))), []).append(node)
-        for nodes in called.values():
-            self._settle_module(nodes)
+        readers = _readers(self.module.graph)
+        for part_id, nodes in called.items():
+            known = [node for target in targets[part_id] for node in readers.get(target, ())]
+            self._settle_module(nodes, set(known))
         self.ledger.settle()
+        readers = _readers(self.module.graph)
         for target in dict.fromkeys(self.erased):
-            if not any(_refers(node, target) for node in self.module.graph.nodes):
+            if target not in readers:
                 self.module.delete_submodule(target)
 
-    def _settle_module(self, nodes: Sequence[fx.Node]) -> None:
+    def _settle_module(self, nodes: Sequence[fx.Node], readers: set[fx.Node]) -> None:
         original = self.module.get_submodule(str(nodes[0].target))
-        targets = {name for name, part in self.module.named_modules(remove_duplicate=False) if part is original}
-        readers = {node for node in self.module.graph.nodes if any(_refers(node, target) for target in targets)}
         free = readers <= set(nodes)
-        pristine = copy.copy(original)
+        pristine = _twin(original)
         for version in self._versions(nodes):
             if free:
                 part, free = original, False
@@ -157,8 +162,7 @@ class ModuleWriter:
         for twin in twins:
             if twin.shape == tensor.shape and torch.equal(twin.detach().cpu(), tensor.cpu()):
                 return twin
-        laid_out = torch.empty_like(old).copy_(tensor) if old.shape == tensor.shape else tensor
-        twins.append(nn.Parameter(laid_out.detach(), requires_grad=old.requires_grad))
+        twins.append(nn.Parameter(laid_out_as(tensor, old), requires_grad=old.requires_grad))
         return twins[-1]
 
 
@@ -176,8 +180,15 @@ def _twin(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _refers(node: fx.Node, target: str) -> bool:
-    return node.op in ("call_module", "get_attr") and f"{node.target}.".startswith(f"{target}.")
+def _readers(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """The nodes that call or read a module or anything in it, by the module's path."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            parts = str(node.target).split(".")
+            for length in range(1, len(parts) + 1):
+                found.setdefault(".".join(parts[:length]), []).append(node)
+    return found
 
 
 def _unused_module(module: nn.Module, wanted: str) -> str:
