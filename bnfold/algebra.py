@@ -79,10 +79,10 @@ class Parameters:
 class LinearOp:
     """`W x + b` along a channel axis: convolutions of any rank and group count, their transposes, matrix products.
 
-    `evaluate` is called only when the numbers are needed. `source` names the tensors they come from and grows with
-    every composition: two operators with an equal `source` have equal parameters. `bordered` says that some outputs
-    see only a part of the kernel (padding, any transposed convolution wider than one tap), so that a constant added to
-    the input is not a constant added to the output.
+    `stored` gives the parameters as they are stored and is called only when numbers are needed; `steps` are the affines
+    composed since, in order. `source` names the tensors and grows with every step: two operators with an equal `source`
+    have equal parameters. `bordered` says that some outputs see only a part of the kernel (padding, any transposed
+    convolution wider than one tap), so that a constant added to the input is not a constant added to the output.
     """
 
     in_channels: int
@@ -92,26 +92,32 @@ class LinearOp:
     out_axis: int
     bordered: bool
     source: tuple[object, ...]
-    evaluate: Callable[[], Parameters]
+    stored: Callable[[], Parameters]
+    steps: tuple[Callable[[Parameters], Parameters], ...] = ()
+
+    def evaluate(self) -> Parameters:
+        """The parameters with everything that was composed."""
+        parameters = self.stored()
+        for step in self.steps:
+            parameters = step(parameters)
+        return parameters
 
     def then(self, affine: ChannelAffine) -> LinearOp:
         """`affine @ self`: W'[o] = s[o] W[o], b' = s b + t."""
 
-        def composed() -> Parameters:
-            before = self.evaluate()
+        def step(before: Parameters) -> Parameters:
             scale = affine.scale.reshape(self.groups, -1, 1, 1)
             return Parameters(before.taps * scale, affine.scale * before.bias + affine.shift)
 
-        return replace(self, evaluate=composed, source=("after", affine.digest, *self.source))
+        return replace(self, steps=(*self.steps, step), source=(*self.source, "after", affine.digest))
 
     def __matmul__(self, affine: ChannelAffine) -> LinearOp:
         """`self @ affine`: W'[o, i] = W[o, i] s[i], b'[o] = b[o] + Σ W[o, i, tap] t[i]. No shift crosses a border."""
 
-        def composed() -> Parameters:
-            before = self.evaluate()
+        def step(before: Parameters) -> Parameters:
             scale = affine.scale.reshape(self.groups, 1, -1, 1)
             shift = affine.shift.reshape(self.groups, 1, -1, 1)
             moved = (before.taps * shift).sum(axis=(2, 3)).reshape(-1)
             return Parameters(before.taps * scale, before.bias + moved)
 
-        return replace(self, evaluate=composed, source=("before", affine.digest, *self.source))
+        return replace(self, steps=(*self.steps, step), source=(*self.source, "before", affine.digest))

@@ -29,9 +29,11 @@ class Dialect:
     `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
     `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
     `actual` executes the model as it is in the `runtime`, graph optimisations off; `annotate` is the model with a note
-    of what was folded; `write` saves atomically.
+    of what was folded; `write` saves atomically and
+    returns the files.
     """
 
+    kind: str
     suffix: str
     runtime: str
     executor: str
@@ -45,7 +47,7 @@ class Dialect:
     exact: Callable[[Any], Runner]
     actual: Callable[[Any, RunOptions], Runner]
     annotate: Callable[[Any, FoldReport], Any]
-    write: Callable[[Path, Any], None]
+    write: Callable[[Path, Any], tuple[Path, ...]]
 
     def version(self) -> str:
         """The installed version of the runtime."""
@@ -73,6 +75,7 @@ def onnx_dialect() -> Dialect:
         )
 
     return Dialect(
+        kind="onnx",
         suffix=".onnx",
         runtime="onnxruntime",
         executor="onnx.reference in float64",
@@ -95,6 +98,7 @@ def torch_dialect() -> Dialect:
     from bnfold.frontends import torch
 
     return Dialect(
+        kind="pt2",
         suffix=".pt2",
         runtime="torch",
         executor="torch in float64",

@@ -105,11 +105,13 @@ class Plan(Generic[N, V]):
     def uses(self, value: V) -> Sequence[Use[N] | Reason]:
         """The readers of the value and of every vanished affine that reads it."""
         found: list[Use[N] | Reason] = []
-        for use in self.graph.uses(value):
-            if not isinstance(use, Reason) and use[0] in self.gone:
-                found += self.uses(self.graph.result(use[0]))
-            else:
-                found.append(use)
+        values = [value]
+        for current in values:
+            for use in self.graph.uses(current):
+                if not isinstance(use, Reason) and use[0] in self.gone:
+                    values.append(self.graph.result(use[0]))
+                else:
+                    found.append(use)
         return found
 
     def read(self, node: N) -> Reading:
@@ -204,9 +206,10 @@ def _unreadable(reading: Reading) -> Refusal:
 
 def _telling(upstream: Refusal, downstream: Refusal) -> Refusal:
     """The refusal that says more: a producer that almost took the affine, else the reader that did not."""
-    far = upstream.reason in (Reason.NO_LINEAR_PRODUCER, Reason.IS_GRAPH_INPUT)
-    unread = downstream.reason in (Reason.IS_GRAPH_OUTPUT, Reason.NOT_READ)
-    return downstream if far and not unread else upstream
+    if upstream.reason is not Reason.NO_LINEAR_PRODUCER:
+        return upstream
+    is_end = upstream.blocker is not None and downstream.reason is Reason.IS_GRAPH_OUTPUT
+    return upstream if is_end else downstream
 
 
 def _wanted(site: Site, options: FoldOptions) -> bool:
@@ -219,7 +222,7 @@ def _wanted(site: Site, options: FoldOptions) -> bool:
 def _over_budget(plan: Plan[N, V], max_growth: float) -> set[N]:
     """The affines to give up if copies of shared weights exceed the budget: those of the costliest weight."""
     copies = plan.copies()
-    if sum(copies.values()) <= (max_growth - 1) * plan.parameter_bytes():
+    if sum(copies.values()) <= max(max_growth - 1, 0) * plan.parameter_bytes():
         return set()
     costliest = max(copies, key=lambda key: copies[key])
     return {

@@ -130,11 +130,6 @@ class Reason(Enum):
         "the value that would change is an output of the model",
         "drop that output from the model if nobody needs it",
     )
-    IS_GRAPH_INPUT = (
-        "is-graph-input",
-        "it reads an input of the model, and no linear operator behind it can take it",
-        "normalise the data in the pipeline instead",
-    )
     MUTATED_IN_PLACE = (
         "mutated-in-place",
         "the value is written in place, or shares memory with one that is",

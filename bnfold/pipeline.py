@@ -208,15 +208,20 @@ def _read(run: Run, path: Path, source: Source) -> Loaded:
 
 
 def _record(loaded: Loaded) -> FileRecord:
-    model = loaded.model if loaded.kind == "onnx" else None
+    return _file_record(loaded.kind, loaded.model, loaded.sha256, loaded.files)
+
+
+def _file_record(kind: str, model: Any, digest: str, files: tuple[Path, ...]) -> FileRecord:
+    """`files` are the model's, the model itself first; `digest` is the SHA-256 of that one."""
+    path, *data = files
     return FileRecord(
-        path=str(loaded.path),
-        kind=loaded.kind,
-        sha256=loaded.sha256,
-        bytes=loaded.nbytes,
-        ir_version=model.ir_version if model else None,
-        opsets=dict(model.opset_imports) if model else {},
-        external=tuple(ExternalFile(str(p), sha256(p), p.stat().st_size) for p in loaded.files if p != loaded.path),
+        path=str(path),
+        kind=kind,
+        sha256=digest,
+        bytes=path.stat().st_size,
+        ir_version=model.ir_version if kind == "onnx" else None,
+        opsets=dict(model.opset_imports) if kind == "onnx" else {},
+        external=tuple(ExternalFile(str(file), sha256(file), file.stat().st_size) for file in data),
     )
 
 
@@ -308,5 +313,5 @@ def _write(run: Run, dialect: Dialect, model: Any, out: Path, output: OutputOpti
     if output.provenance and run.fold is not None:
         model = dialect.annotate(model, run.fold)
     with run.stage("save"):
-        dialect.write(out, model)
-        run.output = _record(load(out))
+        files = dialect.write(out, model)
+        run.output = _file_record(dialect.kind, model, sha256(out), files)

@@ -30,7 +30,7 @@ def into_producer(graph: View[N, V], node: N, affine: ChannelAffine) -> Step[N] 
     value = graph.data(node)
     producer = graph.producer(value)
     if producer is None:
-        return Refusal(Reason.IS_GRAPH_INPUT)
+        return Refusal(Reason.NO_LINEAR_PRODUCER)
     name = graph.site(producer).name
     op = graph.read(producer)
     if isinstance(op, ChannelAffine) or op is Reason.NOT_LINEAR:

@@ -179,8 +179,8 @@ def _scratch(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_onnx(path: Path, model: Any) -> None:
-    """Write an `onnx_ir.Model`, the same bytes for the same model.
+def write_onnx(path: Path, model: Any) -> tuple[Path, ...]:
+    """Write an `onnx_ir.Model`, the same bytes for the same model; return its files, the model first.
 
     Where its tensors do not fit in one file or came in another, they go to `STEM.HASH.data` beside it. A name made of
     the content is one that no older model at `path` reads, so the data is put there first and the model last.
@@ -192,30 +192,32 @@ def write_onnx(path: Path, model: Any) -> None:
         file, *data = frontend.save(model, folder / f"{path.stem}.{token}")
         if not data:
             _put(file, path)
-            return
+            return (path,)
         digits = sha256(data[0])[:DIGITS]
         file.write_bytes(file.read_bytes().replace(token.encode(), digits.encode()))
-        with _data_beside(path, data[0], digits):
+        with _data_beside(path, data[0], digits) as target:
             _put(file, path)
+        return (path, target)
 
 
 @contextmanager
-def _data_beside(path: Path, data: Path, digits: str) -> Iterator[None]:
+def _data_beside(path: Path, data: Path, digits: str) -> Iterator[Path]:
     """Put the data where the model will look for it. If the model is then not written, new data goes again."""
     target = path.with_name(f"{path.stem}.{digits}.data")
     if target.exists() and sha256(target)[:DIGITS] == digits:
-        yield
+        yield target
         return
     _put(data, target)
     try:
-        yield
+        yield target
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def write_program(path: Path, program: Any) -> None:
+def write_program(path: Path, program: Any) -> tuple[Path, ...]:
     """Write an `ExportedProgram` as a `.pt2` archive, the same bytes for the same program."""
     export = sys.modules["torch"].export  # the program came from there, so it is loaded
     with atomic(path) as temporary, temporary.open("wb") as file:
         export.save(program, file)
+    return (path,)

@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         "readers behind a vanished affine forgotten",
         "folding.py",
-        "found += self.uses(self.graph.result(use[0]))",
-        "found += []",
+        "values.append(self.graph.result(use[0]))",
+        "pass",
     ),
     Mutant("pending operator forgotten", "folding.py", "if node in self.pending:", "if False:"),
 )

@@ -7,6 +7,7 @@ that a fold which is claimed but wrong is seen, and it is folded twice, shuffled
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ ROWS = (
     Row(
         "BN before conv and before another BN with its conv",
         lambda: graph("c", "d", b1=bn("x"), b2=bn("b1"), c=conv("b2"), d=conv("b1", "v")),
-        {"b1": "into-consumer c d", "b2": "into-consumer c"},
+        {"b1": "into-consumer d c", "b2": "into-consumer c"},
     ),
     Row(
         "BNs on both sides of one conv",
@@ -180,7 +181,7 @@ ROWS = (
         lambda: graph("c", "r", b=bn("x"), c=conv("b"), r=relu("b")),
         {"b": "read-by-nonlinearity r"},
     ),
-    Row("BN before conv, and an output", lambda: graph("c", "b", b=bn("x"), c=conv("b")), {"b": "is-graph-input"}),
+    Row("BN before conv, and an output", lambda: graph("c", "b", b=bn("x"), c=conv("b")), {"b": "is-graph-output"}),
     Row("another axis before conv", lambda: graph("c", b=bn("x", axis=2), c=conv("b")), {"b": "axis-differs c"}),
     Row(
         "BN computes a weight",
@@ -193,8 +194,8 @@ ROWS = (
         lambda: graph("u", b=bn("x"), u=strange("b", Reason.UNKNOWN_OPERATOR)),
         {"b": "unknown-operator u"},
     ),
-    Row("nobody reads it", lambda: graph("x", b=bn("x")), {"b": "is-graph-input"}),
-    Row("it is all there is", lambda: graph("b", b=bn("x")), {"b": "is-graph-input"}),
+    Row("nobody reads it", lambda: graph("x", b=bn("x")), {"b": "not-read"}),
+    Row("it is all there is", lambda: graph("b", b=bn("x")), {"b": "is-graph-output"}),
     Row("it is the end", lambda: graph("b", r=relu("x"), b=bn("r")), {"b": "no-linear-producer r"}),
     # which reason is told
     Row(
@@ -544,7 +545,19 @@ def test_every_reason_a_rule_gives_itself_has_a_row() -> None:
         Reason.PADDED_BORDER,
         Reason.PARAMETER_NOT_CONSTANT,
         Reason.NO_LINEAR_PRODUCER,
-        Reason.IS_GRAPH_INPUT,
+        Reason.IS_GRAPH_OUTPUT,
+        Reason.NOT_READ,
         Reason.GROWTH_BUDGET,
     }
     assert {reason.code for reason in own} <= told
+
+
+def test_a_chain_longer_than_the_recursion_limit_folds() -> None:
+    chain = {"c": conv("x")} | {f"b{i}": bn(f"b{i - 1}" if i else "c") for i in range(sys.getrecursionlimit() + 200)}
+    network = graph(list(chain)[-1], **chain)
+    assert fold(network).left == 0
+    assert np.isfinite(network.read("c").evaluate().taps).all()
+
+
+def test_a_growth_below_one_allows_no_copies() -> None:
+    assert fold(graph("b", c=conv("x"), b=bn("c")), FoldOptions(max_growth=0.5)).folded == 1

@@ -26,7 +26,7 @@ from bnfold.rules import into_producer
 Verdict = Reason | None
 Build = Callable[[], onnx.ModelProto]
 IMAGE = {"x": ("n", 4, 6, 5)}
-NO_PRODUCER = Reason.IS_GRAPH_OUTPUT  # what is told of a BN without linear producer whose result is the output
+NO_PRODUCER = Reason.NO_LINEAR_PRODUCER
 
 
 def conv_then_bn(**more: object) -> onnx.ModelProto:
@@ -624,7 +624,7 @@ def test_what_is_written_is_read(build: Build) -> None:
     assert isinstance(op, LinearOp)
     random = np.random.default_rng(3)
     taps, bias = random.normal(size=op.evaluate().taps.shape), random.normal(size=op.out_channels)
-    new = LinearOp(**{**vars(op), "evaluate": lambda: Parameters(taps, bias)})
+    new = LinearOp(**{**vars(op), "stored": lambda: Parameters(taps, bias)})
     assert graph.fits(node, new) is None
     graph.write(node, new)
     again = frontend.OnnxGraph(frontend.from_proto(frontend.to_proto(graph_model(graph))))

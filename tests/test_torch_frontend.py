@@ -317,7 +317,7 @@ ROWS = (
     Row("standardised weight", chain(StandardisedConv(4, 4, 3), bn()), (image(),), (PRODUCER,)),
     Row("two norms in a row", chain(conv(), bn(), bn()), (image(),), (PRODUCER, PRODUCER)),
     Row("norms around a conv", chain(bn(), conv(), bn()), (image(),), (CONSUMER, PRODUCER)),
-    Row("norm alone", chain(bn()), (image(),), (Reason.IS_GRAPH_INPUT,)),
+    Row("norm alone", chain(bn()), (image(),), (Reason.IS_GRAPH_OUTPUT,)),
     Row("before relu", chain(conv(), nn.ReLU(), bn(), nn.ReLU()), (image(),), (Reason.READ_BY_NONLINEARITY,)),
     Row(
         "two norms on one conv",
@@ -337,7 +337,7 @@ ROWS = (
         (image(),),
         (Reason.IS_GRAPH_OUTPUT,),
     ),
-    Row("norm is an output", function(_norm_is_output, conv=conv(), bn=bn()), (image(),), (Reason.IS_GRAPH_INPUT,)),
+    Row("norm is an output", function(_norm_is_output, conv=conv(), bn=bn()), (image(),), (Reason.IS_GRAPH_OUTPUT,)),
     Row(
         "conv called twice, one norm",
         function(lambda m, x: m.bn(m.conv(x)) + m.conv(x + 1), conv=conv(), bn=bn()),
@@ -923,3 +923,12 @@ def test_the_module_of_a_program_folds_as_a_graph_module() -> None:
     assert outcomes(report) == (PRODUCER, PRODUCER)
     assert "1.running_mean" not in folded.state_dict()
     assert_equal(run(module, data), run(folded, data))
+
+
+def test_a_hook_on_a_graph_module_itself_is_kept() -> None:
+    traced, calls = fx.symbolic_trace(small()), []
+    traced.register_forward_hook(lambda part, given, options, result: calls.append(options), with_kwargs=True)
+    folded, report = frontend.fold_graph_module(traced)
+    assert report.folded == 2
+    folded(image(3))
+    assert calls == [{}]

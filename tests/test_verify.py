@@ -337,10 +337,11 @@ def subject_of(*functions: Function, dtype: str = "float32", shape: Any = ("batc
             x = feeds["x"].astype(np.float64)
             values = [np.asarray(function(x)) for function in functions]
             if rounded:
-                values = [
-                    (v * (1 + noise * random.standard_normal(v.shape))).astype(dtype) if v.dtype.kind == "f" else v
-                    for v in values
-                ]
+                with np.errstate(over="ignore"):
+                    values = [
+                        (v * (1 + noise * random.standard_normal(v.shape))).astype(dtype) if v.dtype.kind == "f" else v
+                        for v in values
+                    ]
             return {f"y{i}": value for i, value in enumerate(values)}
 
         return lambda: run

@@ -32,7 +32,6 @@ EXAMPLES: dict[Reason, str] = {
     Reason.OLD_OPSET: "a model of opset 6, where BatchNormalization had the attribute is_test",
     Reason.CAPTURED_BY_SUBGRAPH: "y = conv(x); the branches of an If read y; bn(y)",
     Reason.IS_GRAPH_OUTPUT: "y = conv(x); return y, bn(y)",
-    Reason.IS_GRAPH_INPUT: "nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()): the batch norm normalises the input itself",
     Reason.MUTATED_IN_PLACE: "y = conv(x); y[:, :1].mul_(-1); bn(y)",
     Reason.EXTRA_OUTPUTS: "BatchNormalization with five outputs, of which the model uses the running mean",
     Reason.NOT_READ: "a batch norm of an auxiliary head that was cut off",

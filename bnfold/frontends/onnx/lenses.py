@@ -74,10 +74,10 @@ class Spelling:
             out_axis=self.out_axis,
             bordered=self.bordered,
             source=(self.weight, self.bias, self.weight_slot.factor, self.bias_slot and self.bias_slot.factor),
-            evaluate=self._evaluate,
+            stored=self._stored,
         )
 
-    def _evaluate(self) -> Parameters:
+    def _stored(self) -> Parameters:
         taps = self.weight.array().reshape(self.grid)
         if self.swapped:
             taps = taps.swapaxes(1, 2)

@@ -7,7 +7,8 @@ parameter. All other hooks are the user's own; `foreign_hooks` names the modules
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections import OrderedDict
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -62,9 +63,14 @@ def duplicate(module: M) -> M:
                 memo[id(value)] = value.detach().clone()
     with torch.no_grad():
         copied = copy.deepcopy(module, memo)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        setattr(copied, hooks, copy.copy(getattr(module, hooks)))
+    for name in [name for name in vars(module) if name.startswith(("_forward_", "_backward_")) and "hooks" in name]:
+        setattr(copied, name, _kept(getattr(module, name)))
     return copied
+
+
+def _kept(hooks: OrderedDict[int, Any]) -> OrderedDict[int, Any]:
+    """The hooks of a user; those that `ExportedProgram.module` sets check inputs, which its guards do as well."""
+    return OrderedDict((k, h) for k, h in hooks.items() if getattr(h, "__module__", None) != "torch.export._unlift")
 
 
 def _only_computes(module: nn.Module) -> bool:

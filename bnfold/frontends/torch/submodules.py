@@ -72,6 +72,8 @@ class ModuleShelf:
     def _drop_counter(self, name: str) -> None:
         counter = f"{name.removesuffix('running_mean')}num_batches_tracked"
         if name.endswith("running_mean") and counter in self.tensors and not self.readers(counter):
+            for idle in [node for node in self._get_attrs() if node.target == counter]:
+                self.module.graph.erase_node(idle)
             delattr(*_holder(self.module, counter))
             del self.tensors[counter]
 
