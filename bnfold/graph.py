@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
-from bnfold.algebra import ChannelAffine, LinearOp
+import numpy as np
+
+from bnfold.algebra import Array, ChannelAffine, LinearOp
 
 N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
@@ -171,6 +173,23 @@ class Site:
 
 
 Reading = LinearOp | ChannelAffine | Reason
+
+
+def batch_norm(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> ChannelAffine | Reason:
+    """The affine map of a batch norm with these statistics along axis 1, or what is wrong with them.
+
+    The arrays are float64 and should have the same shape `(channels,)`.
+    """
+    statistics = (gamma, beta, mean, variance)
+    if any(array.ndim != 1 or array.shape != mean.shape for array in statistics):
+        return Reason.NOT_PER_CHANNEL
+    if not all(np.isfinite(array).all() for array in statistics):
+        return Reason.NON_FINITE
+    if not (variance + epsilon > 0).all():
+        return Reason.VARIANCE_NOT_POSITIVE
+    return ChannelAffine.normalisation(gamma, beta, mean, variance, epsilon, axis=1)
+
+
 Use = tuple[N, int | None]
 
 

@@ -259,11 +259,12 @@ def _unfolded(
 
 
 def _exported(program: Any, opset: int | None) -> Any:
-    """What the exporter writes, less the biases that it computes at run time (for Conv3d, of a wrong shape)."""
+    """What the exporter writes, less what it computes from constants (for Conv3d, a bias of a wrong shape)."""
     from bnfold.frontends import onnx, torch
 
     model = torch.to_onnx(program, opset=opset)
     onnx.normalise(model)
+    onnx.tidy(model)
     return model
 
 

@@ -13,12 +13,13 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import bnfold
 import numpy as np
 import onnxruntime
 import torch
 from nets import NETS
 from tasks import accuracy, decisions, load
+
+import bnfold
 
 HERE = Path(__file__).parent
 

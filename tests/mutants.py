@@ -1,7 +1,7 @@
 """Wrong folds, on purpose: `python tests/mutants.py` breaks the fold code in one place at a time and runs the tests.
 
-A mutant is one line of the fold code replaced by a plausible mistake. Each must turn the suite red; the table says which
-test saw it first. The tree is copied first: nothing here changes the working copy.
+A mutant is one line of the fold code replaced by a plausible mistake. Each must turn the suite red; the table says
+which test saw it first. The tree is copied first: nothing here changes the working copy.
 """
 
 from __future__ import annotations
@@ -69,6 +69,86 @@ MUTANTS = (
         "pass",
     ),
     Mutant("pending operator forgotten", "folding.py", "if node in self.pending:", "if False:"),
+    Mutant("statistics not looked at", "graph.py", "if not (variance + epsilon > 0).all():", "if False:"),
+    Mutant(
+        "NaN statistics accepted",
+        "graph.py",
+        "if not all(np.isfinite(array).all() for array in statistics):",
+        "if False:",
+    ),
+    Mutant("equal copies kept apart", "folding.py", "len(set(versions))", "len(versions)"),
+    Mutant(
+        "ONNX: training_mode ignored", "frontends/onnx/lenses.py", 'if integer(node, "training_mode", 0):', "if False:"
+    ),
+    Mutant("ONNX: alpha ignored", "frontends/onnx/lenses.py", "if self.weight_slot.factor != 1:", "if False:"),
+    Mutant(
+        "ONNX: beta ignored",
+        "frontends/onnx/lenses.py",
+        "self.bias.array().reshape(-1) * self.bias_slot.factor",
+        "self.bias.array().reshape(-1)",
+    ),
+    Mutant(
+        "ONNX: transA ignored",
+        "frontends/onnx/lenses.py",
+        'in_axis = 0 if integer(node, "transA", 0) else 1',
+        "in_axis = 1",
+    ),
+    Mutant(
+        "ONNX: auto_pad ignored",
+        "frontends/onnx/lenses.py",
+        "return any(pads) or (same and prod(kernel) > 1)",
+        "return any(pads)",
+    ),
+    Mutant(
+        "ONNX: ConvTranspose never bordered",
+        "frontends/onnx/lenses.py",
+        "(transposed and _spreads(node, kernel))",
+        "False",
+    ),
+    Mutant(
+        "ONNX: unknown attributes accepted",
+        "frontends/onnx/lenses.py",
+        "return any(name not in named or attribute.is_ref()",
+        "return any(attribute.is_ref()",
+    ),
+    Mutant(
+        "ONNX: any constant is a bias",
+        "frontends/onnx/lenses.py",
+        "return prod(shape) == 1 or (axis >= 0 and shape[axis] == prod(shape) == channels)",
+        "return prod(shape) in (1, channels)",
+    ),
+    Mutant("ONNX: shared tensor written in place", "frontends/onnx/storing.py", "and len(value.uses()) == 1", ""),
+    Mutant(
+        "ONNX: graph outputs are no readers", "frontends/onnx/graph.py", "Reason.IS_GRAPH_OUTPUT", "Reason.NOT_READ"
+    ),
+    Mutant(
+        "ONNX: rounded twice to bfloat16",
+        "frontends/onnx/rounding.py",
+        "return _odd_float32(array).astype(ml_dtypes.bfloat16)",
+        "return array.astype(ml_dtypes.bfloat16)",
+    ),
+    Mutant(
+        "torch: batch statistics accepted", "frontends/torch/lenses.py", "if training is not False or call", "if call"
+    ),
+    Mutant(
+        "torch: padding='same' pads nothing",
+        "frontends/torch/lenses.py",
+        'return prod(shape[2:]) > 1 if padding == "same" else',
+        'return False if padding == "same" else',
+    ),
+    Mutant(
+        "torch: transposed weight not swapped",
+        "frontends/torch/lenses.py",
+        "return grouped.transpose(0, 2, 1, 3)",
+        "return grouped",
+    ),
+    Mutant(
+        "torch: views and writes not looked at",
+        "frontends/torch/graph.py",
+        "[Reason.MUTATED_IN_PLACE] if value in self.pinned else []",
+        "[]",
+    ),
+    Mutant("torch: hooks not looked at", "frontends/torch/graph.py", "return Reason.HOOKED", "pass"),
 )
 
 
@@ -94,7 +174,7 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def caught_by(mutant: Mutant, tree: Path) -> str | None:
+def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] = SUITE) -> str | None:
     """Break one place, run the suite until the first failure, mend it again: the name of the test that failed."""
     file = tree / "bnfold" / mutant.file
     sound = file.read_text()
@@ -102,19 +182,19 @@ def caught_by(mutant: Mutant, tree: Path) -> str | None:
         raise SystemExit(f"{mutant.name}: {mutant.file} no longer holds {mutant.before!r}")
     file.write_text(sound.replace(mutant.before, mutant.after, 1))
     try:
-        return first_failure(tree)
+        return first_failure(tree, suite)
     finally:
         file.write_text(sound)
 
 
-def first_failure(tree: Path) -> str | None:
+def first_failure(tree: Path, suite: tuple[str, ...]) -> str | None:
     """The first test of the suite that fails in this tree; None if all pass."""
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *SUITE]
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *suite]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return found[1] if found else f"pytest exit {done.returncode}"
 
 

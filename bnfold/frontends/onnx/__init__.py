@@ -15,7 +15,7 @@ from bnfold.frontends.onnx.float64 import as_float64
 from bnfold.frontends.onnx.fold import clone, fold_model
 from bnfold.frontends.onnx.graph import OnnxGraph
 from bnfold.frontends.onnx.identity import annotate, decides, identity
-from bnfold.frontends.onnx.normalise import normalise
+from bnfold.frontends.onnx.normalise import normalise, tidy
 from bnfold.frontends.onnx.reading import from_bytes, from_proto, read
 from bnfold.frontends.onnx.writing import save, to_bytes, to_proto
 
@@ -35,6 +35,7 @@ __all__ = [
     "read",
     "save",
     "signature",
+    "tidy",
     "to_bytes",
     "to_proto",
 ]

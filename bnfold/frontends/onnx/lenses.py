@@ -19,6 +19,7 @@ from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
 from bnfold.frontends.onnx.constants import Constant
 from bnfold.frontends.onnx.walking import FLOATS
 from bnfold.graph import Reason
+from bnfold.graph import batch_norm as statistics_map
 
 CONV = frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"})
 CONV_TRANSPOSE = CONV | {"output_padding", "output_shape"}
@@ -267,15 +268,8 @@ def batch_norm(node: ir.Node, version: int, look: Looker) -> ChannelAffine | Rea
     constants = [known for known in found if isinstance(known, Constant)]
     if len(constants) < 4:
         return next((reason for reason in found if isinstance(reason, Reason)), Reason.UNSUPPORTED_ATTRIBUTE)
-    if len(constants[0].shape) != 1 or any(known.shape != constants[0].shape for known in constants):
-        return Reason.NOT_PER_CHANNEL
     gamma, beta, mean, variance = (known.array() for known in constants)
-    epsilon = real(node, "epsilon", 1e-5)
-    if not all(np.isfinite(array).all() for array in (gamma, beta, mean, variance)):
-        return Reason.NON_FINITE
-    if not (variance + epsilon > 0).all():
-        return Reason.VARIANCE_NOT_POSITIVE
-    return ChannelAffine.normalisation(gamma, beta, mean, variance, epsilon, axis=1)
+    return statistics_map(gamma, beta, mean, variance, real(node, "epsilon", 1e-5))
 
 
 def _mode(node: ir.Node, version: int) -> Reason | None:

@@ -30,6 +30,17 @@ def normalise(model: ir.Model, constants: Constants | None = None) -> None:
     sweep(model, before)
 
 
+def tidy(model: ir.Model) -> None:
+    """Store every whole-number constant that a fresh export computes at run time (sizes, axes), in place."""
+    constants, before = Constants(model), Unused.of(model)
+    for node in list(model.graph):
+        for value in node.outputs if not walking.is_standard(node, "Constant") else ():
+            known = constants.of(value)
+            if known is not None and known.exact and known.dtype.is_integer() and not value.is_graph_output():
+                _store(value, known)
+    sweep(model, before)
+
+
 def _clear_bias(node: ir.Node, constants: Constants, model: ir.Model) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     maker = None if bias is None else bias.producer()

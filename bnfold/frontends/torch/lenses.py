@@ -19,7 +19,7 @@ from torch import fx
 
 from bnfold.algebra import Array, ChannelAffine
 from bnfold.frontends.torch.calls import CONVOLUTIONS, NORMS, TRANSPOSED, Call, words
-from bnfold.graph import Reason
+from bnfold.graph import Reason, batch_norm
 
 Shape = tuple[int, ...]
 Layout = Literal["conv", "conv_transpose", "matmul", "linear"]
@@ -198,15 +198,4 @@ def norm_of(call: Call, constant: Callable[[Any], Array | Reason]) -> ChannelAff
     epsilon = call.get("eps", call.get("epsilon", 1e-5))
     if isinstance(epsilon, fx.Node):
         return Reason.PARAMETER_NOT_CONSTANT
-    return affine_of(gamma, beta, mean, variance, float(epsilon))
-
-
-def affine_of(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> ChannelAffine | Reason:
-    """The affine map of these statistics, each of shape `(channels,)`, or what is wrong with them."""
-    if any(tensor.shape != mean.shape or tensor.ndim != 1 for tensor in (gamma, beta, mean, variance)):
-        return Reason.NOT_PER_CHANNEL
-    if not all(np.isfinite(tensor).all() for tensor in (gamma, beta, mean, variance)):
-        return Reason.NON_FINITE
-    if (variance + epsilon <= 0).any():
-        return Reason.VARIANCE_NOT_POSITIVE
-    return ChannelAffine.normalisation(gamma, beta, mean, variance, epsilon, axis=1)
+    return batch_norm(gamma, beta, mean, variance, float(epsilon))

@@ -1,0 +1,25 @@
+"""The suite is itself tested: a wrong fold turns it red. Here a short form; `python tests/mutants.py` is the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mutants import MUTANTS, caught_by, copy_tree
+
+NUMPY_ONLY = ("tests/test_algebra.py", "tests/test_folding.py")
+SHORT = ("sqrt(var) + eps", "pending operator forgotten")
+WITH_TORCH = [mutant for mutant in MUTANTS if mutant.name not in SHORT]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_wrong_fold_is_caught(name: str, tmp_path: Path) -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    assert caught_by(mutant, copy_tree(tmp_path), NUMPY_ONLY)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mutant", WITH_TORCH, ids=lambda mutant: mutant.name)
+def test_every_wrong_fold_is_caught(mutant: object, tmp_path: Path) -> None:
+    assert caught_by(mutant, copy_tree(tmp_path))  # type: ignore[arg-type]
