@@ -303,6 +303,26 @@ def siamese(norms: int = 1) -> onnx.ModelProto:
     return net.model({"x0": (2, 4, 6, 5), "x1": (2, 4, 6, 5)}, ["bn0", "bn1"])
 
 
+def matmul_from_both_sides() -> onnx.ModelProto:
+    """One square matrix on the right and on the left: the biases have equal bytes and different shapes."""
+    net = Net()
+    weight = net.constant("w", net.numbers(4, 4))
+    net.batch_norm(net.node("MatMul", ["x0", weight]), 4, name="bn0")
+    stored = [f"bn0.{key}" for key in ("weight", "bias", "mean", "var")]
+    net.node("BatchNormalization", [net.node("MatMul", [weight, "x1"]), *stored], "bn1")
+    return net.model({"x0": (3, 4), "x1": (2, 4, 4)}, ["bn0", "bn1"])
+
+
+def before_identities() -> onnx.ModelProto:
+    """Two Identity nodes in a row, and one beside them, between a BN and the operators that read it."""
+    net = Net()
+    y = net.batch_norm("x", 4)
+    twice = net.node("Identity", [net.node("Identity", [y])])
+    net.conv(twice, 4, 5, (1, 1), name="first")
+    net.conv(net.node("Identity", [y]), 4, 6, (1, 1), name="second")
+    return net.model(IMAGE, ["first", "second"])
+
+
 def unnamed() -> onnx.ModelProto:
     net = Net()
     net.batch_norm(net.conv(net.batch_norm(net.conv("x", 4, 4), 4, name="a"), 4, 4), 4, name="b")
@@ -426,6 +446,8 @@ ROWS: dict[str, tuple[Build, list[Verdict]]] = {
     "computed zero bias": (computed_zero_bias, [None]),
     "unnamed and namesakes": (unnamed, [None, None]),
     "siamese": (siamese, [None, None]),
+    "one matrix on both sides": (matmul_from_both_sides, [None, None]),
+    "bn before Identity nodes": (before_identities, [None]),
 }
 
 

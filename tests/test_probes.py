@@ -204,3 +204,9 @@ def test_data_that_does_not_fit_is_a_usage_error(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             make_probes(signature(IMAGE), accepts_anything, ProbeOptions(data=tmp_path / name))
         assert caught.value.code == "bad-data"
+
+
+def test_an_empty_batch_has_no_border() -> None:
+    empty = Signature((Port("x", "float32", (0, 4, 3, 3)),), ())
+    probes = make_probes(empty, lambda feeds: {}, ProbeOptions())
+    assert {probe.feeds["x"].shape for probe in probes.probes} == {(0, 4, 3, 3)}

@@ -20,6 +20,7 @@ from bnfold.frontends import onnx as frontend
 from bnfold.model import Arrays, Port, Runner, Signature
 from bnfold.runtime import session
 from bnfold.verify.check import CheckPlan, Records, Subject, Tolerance, check_fold, check_pair
+from bnfold.verify.execution import Execution
 from bnfold.verify.float64 import float64_runner
 from bnfold.verify.probes import ProbeOptions
 from bnfold.verify.result import Layer, Status, Verdict, Verification
@@ -495,3 +496,15 @@ def test_an_operator_that_nobody_knows_leaves_the_certificate() -> None:
     assert [layer.status for layer in found.layers] == [Status.PASS, Status.PASS, Status.SKIPPED, Status.SKIPPED]
     assert "Mystery" in found.sentence
     assert verify(proto=proto, plan=CheckPlan(level="full")).verdict is Verdict.NO_VERDICT
+
+
+def test_a_large_bias_that_cancels_is_no_difference_for_a_tiny_input() -> None:
+    """The original adds and subtracts 1e4; its fold does not. Both are right, the original is only less exact."""
+    original = subject_of(lambda x: (x + 1e4) - 1e4)
+    semantics = Execution.of(original, subject_of(lambda x: x), subject_of(lambda x: x).exact, CheckPlan(), strict=True)
+    semantics.run()
+    assert semantics.semantic_layer().status is Status.PASS
+    wrong = subject_of(lambda x: x * (1 + 1e-9))
+    semantics = Execution.of(original, wrong, wrong.exact, CheckPlan(), strict=True)
+    semantics.run()
+    assert semantics.semantic_layer().status is Status.FAIL

@@ -45,8 +45,10 @@ def same_pattern(first: Array, second: Array) -> bool:
     )
 
 
-def relative_difference(expected: Array, found: Array) -> float | None:
-    """The largest difference over the largest magnitude; infinite where shape, NaN or an integer differ.
+def relative_difference(expected: Array, found: Array, usual: float = 0.0) -> float | None:
+    """The largest difference over the largest magnitude, or over `usual` if that is larger.
+
+    Infinite where shape, NaN or an integer differ.
 
     None where nothing can be compared: an empty array, or one without a finite value.
     """
@@ -62,22 +64,35 @@ def relative_difference(expected: Array, found: Array) -> float | None:
     if not finite.any():
         return None
     gap = float(np.abs(expected[finite] - found[finite]).max())
-    scale = float(np.abs(expected[finite]).max())
+    scale = max(_largest(expected), usual)
     return gap / scale if gap and scale else (float("inf") if gap else 0.0)
+
+
+def _largest(values: Array) -> float:
+    """The largest finite magnitude; 0 where there is none."""
+    if not is_float(values):
+        return 0.0
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 @dataclass
 class Semantics:
-    """The worst relative difference of two float64 executions, and where it was."""
+    """The worst relative difference of two float64 executions, and where it was.
+
+    A difference is relative to the largest value of the output for this input or for the first input, whichever is
+    larger: an input of tiny numbers must not turn the rounding of a large bias into a difference.
+    """
 
     figure: float = 0.0
     output: str = ""
     compared: int = 0
+    usual: dict[str, float] = field(default_factory=dict)
 
     def add(self, expected: Arrays, found: Arrays) -> None:
         """Take in one input's outputs, which have the same names."""
         for name, value in expected.items():
-            difference = relative_difference(value, found[name])
+            usual = self.usual.setdefault(name, _largest(value))
+            difference = relative_difference(value, found[name], usual)
             if difference is None:
                 continue
             self.compared += 1

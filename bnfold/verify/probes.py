@@ -193,7 +193,8 @@ def _real(shape: tuple[int, ...], family: str, random: np.random.Generator) -> A
 def _border_impulse(shape: tuple[int, ...]) -> Array:
     """Zero but for the first and the last position of every channel: what padding gets wrong shows here."""
     values = np.zeros(shape)
-    flat = values.reshape(*shape[:2], -1)
-    flat[..., :1] = 1.0
-    flat[..., -1:] = -2.0
+    if values.size:
+        flat = values.reshape(*shape[:2], -1)
+        flat[..., :1] = 1.0
+        flat[..., -1:] = -2.0
     return values

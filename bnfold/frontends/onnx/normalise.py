@@ -74,8 +74,10 @@ def _skip_identities(node: ir.Node) -> None:
         data = maker.inputs[0]
         node.replace_input_with(0, data)
     result = node.outputs[0]
-    for reader in result.consumers():
+    readers = list(result.consumers())
+    for reader in readers:
         if _is_plain_identity(reader, node):
+            readers += reader.outputs[0].consumers()
             reader.outputs[0].replace_all_uses_with(result)
 
 

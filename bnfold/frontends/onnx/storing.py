@@ -6,7 +6,7 @@ unlike any name of the model. What was unused before stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -24,7 +24,7 @@ class Store:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._taken: set[str] | None = None
-        self._copies: dict[tuple[ir.Value, str, bytes], ir.Value] = {}
+        self._copies: dict[Hashable, ir.Value] = {}
         self._functions = walking.function_graphs(model)
 
     def put(self, slot: Slot, array: NDArray[Any], weight: ir.Value) -> None:
@@ -37,7 +37,7 @@ class Store:
             node.resize_inputs(slot.index + 1)
         old = node.inputs[slot.index]
         origin, role = (old, "folded") if old is not None else (weight, "bias")
-        key = (origin, role, sha256(array.tobytes()).digest())
+        key = (origin, role, array.dtype, array.shape, sha256(array.tobytes()).digest())
         if key not in self._copies:
             if old is not None and _is_sole_reader(node, old):
                 _replace_tensor(old, array)
