@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold import saving
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
-from bnfold.errors import GateMissed, UsageError
+from bnfold.errors import GateMissed, Rejected, UsageError
 from bnfold.folding import FoldOptions, FoldReport
 from bnfold.loading import Loaded, Source, load, sha256
 from bnfold.loading.suggestions import command
@@ -22,6 +22,7 @@ from bnfold.programs import as_program
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_folded, check_models, enforce, plan_of
 from bnfold.verify.compare import Tolerance
+from bnfold.verify.inputs import parse_input
 from bnfold.verify.result import Verdict
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def run_fold(
 ) -> None:
     """Fold a model file into one of the same kind."""
     loaded = _load(run, path, source)
-    if loaded.kind not in ("onnx", "pt2"):
-        message = f"{path} is a {loaded.kind}: fold writes the kind that it reads, which only .onnx and .pt2 allow"
+    if loaded.kind not in ("onnx", "pt2") or _wants_onnx(loaded, output):
+        message = f"{path} is a {loaded.kind}: fold writes the kind that it reads, and only .onnx and .pt2 have one"
         raise UsageError(message, code="fold-needs-graph", hint=command(path, source, guess=loaded.input_guess))
     dialect = dialect_of(loaded.model)
     out = _output_path(loaded, output, dialect.suffix, folded=True)
@@ -148,7 +149,7 @@ def run_bench(
     rules = parse_gates(gates)
     loaded = [_load(run, paths[0], source), *(_read(run, path, source) for path in paths[1:])]
     models = [_unfolded(run, one, source, run_options, None, "keep")[0] for one in loaded]
-    contenders = dict(zip(map(str, paths), models, strict=True))
+    contenders = dict(zip(_distinct(paths), models, strict=True))
     if len(models) == 1:
         work = _Work(run, run_options, FoldOptions(), CheckOptions(enabled="proved" in gates))
         contenders = {"original": models[0], "folded": work.checked_fold(onnx_dialect(), models[0])}
@@ -157,6 +158,11 @@ def run_bench(
     proved = run.check is not None and run.check.verdict is Verdict.PROVED
     if failures := [failure for rule in rules if (failure := rule.missed(run.bench.contenders[-1], proved=proved))]:
         raise GateMissed("; ".join(failures))
+
+
+def _distinct(paths: tuple[Path, ...]) -> list[str]:
+    """A name for each path; a file given twice is told apart by a number."""
+    return [f"{path} ({paths[:i].count(path) + 1})" if path in paths[:i] else str(path) for i, path in enumerate(paths)]
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,10 @@ def _file_record(kind: str, model: Any, digest: str, files: tuple[Path, ...]) ->
     )
 
 
+def _wants_onnx(loaded: Loaded, output: OutputOptions) -> bool:
+    return loaded.kind == "pt2" and output.out is not None and output.out.suffix.lower() == ".onnx"
+
+
 def _output_path(loaded: Loaded, output: OutputOptions, suffix: str, *, folded: bool) -> Path:
     force = output.force or output.dry_run
     return saving.output_path(loaded.path, output.out, suffix=suffix, folded=folded, force=force, inputs=loaded.files)
@@ -255,14 +265,24 @@ def _unfolded(
             )
         if not torch.dynamic_axes(program):
             run.warn("fixed-size", "every input size is fixed to the example's, the batch too")
-        return _exported(program, opset), program
+        return _exported(program, opset, tuple(parse_input(text).shape for text in run_options.inputs)), program
 
 
-def _exported(program: Any, opset: int | None) -> Any:
+def _exported(program: Any, opset: int | None, axes: tuple[tuple[int | str, ...], ...] = ()) -> Any:
     """What the exporter writes, less what it computes from constants (for Conv3d, a bias of a wrong shape)."""
     from bnfold.frontends import onnx, torch
 
-    model = torch.to_onnx(program, opset=opset)
+    if training := torch.batch_statistics(program):
+        count = f"{len(training)} batch norm{'s' if len(training) > 1 else ''}"
+        raise Rejected(
+            f"{count} of the program use the statistics of the batch, which an export would drop: {training[0]}",
+            code="batch-statistics",
+            hint="call model.eval() before torch.export.export",
+        )
+    model = torch.to_onnx(program, opset=opset, axes=axes)
+    if opset is not None and model.opset_imports[""] != opset:
+        message = f"torch's exporter writes opset {model.opset_imports['']} of this model, not {opset}"
+        raise Rejected(message, code="opset-unavailable", hint=f"--opset {model.opset_imports['']}")
     onnx.normalise(model)
     onnx.tidy(model)
     return model

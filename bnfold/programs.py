@@ -41,9 +41,10 @@ def _captured(loaded: Loaded, specs: tuple[InputSpec, ...], dims: Mapping[str, t
     failure: BnfoldError | None = None
     for length in LENGTHS if words else LENGTHS[:1]:
         shapes = tuple(_shape(spec, dims, length) for spec in specs)
-        examples = torch.example_inputs(shapes, tuple(spec.dtype or "float32" for spec in specs))
-        module = to_program(loaded.model, examples).module() if loaded.kind == "torchscript" else loaded.model
+        examples = torch.example_inputs(shapes, tuple(spec.dtype for spec in specs), like=loaded.model)
         try:
+            with torch.quiet():
+                module = to_program(loaded.model, examples).module() if loaded.kind == "torchscript" else loaded.model
             return torch.capture(module, examples, tuple(spec.shape for spec in specs))
         except BnfoldError as error:
             failure = failure or error

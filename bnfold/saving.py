@@ -25,6 +25,12 @@ from typing import Any
 from bnfold.errors import BnfoldError, EnvironmentFailure, Exit, UsageError
 from bnfold.loading import sha256, sniff
 
+OTHER_KINDS = {
+    ".onnx": (".pt", ".pt2", ".pth", ".ckpt", ".safetensors"),
+    ".pt2": (".onnx", ".pth", ".ckpt", ".safetensors"),
+}
+"""For a result of each kind, the suffixes that would say it is something else."""
+
 DIGITS = 16
 """Of a SHA-256, in the name of a data file."""
 
@@ -44,10 +50,13 @@ def output_path(
     the former is the model itself. `inputs` are all files that were read; none of them is ever a target, even with
     `force`. A derived name that exists, or an existing file that is no model, needs `force`.
 
-    Raises `UsageError` (`output-is-input`, `output-exists`, `output-is-directory`, `output-not-a-file`) or
-    `EnvironmentFailure` (`no-folder`, `not-writable`).
+    Raises `UsageError` (`output-kind`, `output-is-input`, `output-exists`, `output-is-directory`,
+    `output-not-a-file`) or `EnvironmentFailure` (`no-folder`, `not-writable`).
     """
     path = out if out is not None else _derived(source, suffix, folded)
+    if path.suffix.lower() in OTHER_KINDS[suffix]:
+        message = f"{path} is named like another kind of model: the result is a {suffix} file"
+        raise UsageError(message, code="output-kind", hint=f"-o {path.with_suffix(suffix)}")
     if path.is_dir():
         hint = f"-o {path / _derived(source, suffix, folded).name}"
         raise UsageError(f"the output {path} is a directory", code="output-is-directory", hint=hint)

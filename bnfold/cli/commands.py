@@ -14,6 +14,7 @@ import typer
 from bnfold.cli.flags import (
     CheckFlags,
     FoldFlags,
+    InputFlags,
     PolicyFlags,
     ReportFlags,
     RunFlags,
@@ -91,7 +92,7 @@ def export(
             bench=bench,
         )
 
-    return Job("export", report, work, (model,), policy)
+    return Job("export", report, work, (model, *([out] if out else [])), policy)
 
 
 @app.command(cls=Command)
@@ -121,7 +122,7 @@ def fold(
             output=fold.output(out),
         )
 
-    return Job("fold", report, work, (model,), policy)
+    return Job("fold", report, work, (model, *([out] if out else [])), policy)
 
 
 @app.command(cls=Command)
@@ -129,13 +130,18 @@ def fold(
 def inspect(
     model: Model,
     source: SourceFlags,
+    inputs: InputFlags,
     policy: PolicyFlags,
     report: ReportFlags,
     fail_on: Annotated[
-        Texts, typer.Option("--fail-on", metavar="CODE|error|warning", help="Exit 3 on such a finding.")
+        Texts,
+        typer.Option("--fail-on", metavar="CODE|error|warning", help="Exit 3 on such a finding (not in this version)."),
     ] = [],  # noqa: B006
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="REPORT.json", help="Exit 3 if worse than this report.")
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="REPORT.json", help="Exit 3 if worse than this report (not in this version)."
+        ),
     ] = None,
 ) -> Job:
     """Say what would fold, what would not, and why."""
@@ -144,7 +150,7 @@ def inspect(
         _refuse_given({"--fail-on": fail_on, "--baseline": baseline})
         from bnfold import pipeline
 
-        pipeline.run_inspect(record, model, source=source.source())
+        pipeline.run_inspect(record, model, source=source.source(inputs.words()), run_options=inputs.options())
 
     return Job("inspect", report, work, (model,), policy)
 
@@ -167,10 +173,11 @@ def check(
         float | None, typer.Option("--min-top1", metavar="F", min=0.0, max=1.0, help="Least agreement of decisions.")
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(metavar="OUT.json", help="Write a certificate of the proof.")
+        Path | None, typer.Option(metavar="OUT.json", help="Write a certificate of the proof (not in this version).")
     ] = None,
     verify_certificate: Annotated[
-        Path | None, typer.Option("--verify-certificate", metavar="CERT.json", help="Verify a certificate.")
+        Path | None,
+        typer.Option("--verify-certificate", metavar="CERT.json", help="Verify a certificate (not in this version)."),
     ] = None,
     save_failure: Annotated[
         Path | None, typer.Option("--save-failure", metavar="DIR", help="Keep the inputs of a failure here.")
@@ -213,7 +220,9 @@ def bench(
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="The batch size.")] = 1,
     budget: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to measure for.")] = 60,
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh processes to measure in.")] = 10,
-    dtype: Annotated[Literal["keep", "float16"], typer.Option(help="The number type to measure in.")] = "keep",
+    dtype: Annotated[
+        Literal["keep", "float16"], typer.Option(help="The number type to measure in (float16: not in this version).")
+    ] = "keep",
     gate: Annotated[
         Texts,
         typer.Option(

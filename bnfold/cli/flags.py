@@ -92,8 +92,8 @@ class SourceFlags:
 
 
 @dataclass(frozen=True)
-class RunFlags:
-    """What every command takes that runs models."""
+class InputFlags:
+    """What the inputs of a model look like."""
 
     input: Annotated[
         Texts,
@@ -112,6 +112,21 @@ class RunFlags:
             help="Sizes of a dynamic axis when running; without it batch=1,2 and others in turn; repeatable.",
         ),
     ] = field(default_factory=list)
+
+    def options(self) -> RunOptions:
+        """As the pipeline takes them."""
+        return RunOptions(inputs=tuple(self.input), dims=tuple(self.dim))
+
+    def words(self) -> tuple[str, ...]:
+        """The flags that say what the inputs are, as they were typed."""
+        inputs = [word for text in self.input for word in ("-i", text)]
+        return (*inputs, *(word for text in self.dim for word in ("--dim", text)))
+
+
+@dataclass(frozen=True)
+class RunFlags(InputFlags):
+    """What every command takes that runs models."""
+
     data: Annotated[
         Path | None,
         _run("--data", metavar="PATH", help="Inputs to run: .npz, .npy or a folder; without it seeded families."),
@@ -139,11 +154,6 @@ class RunFlags:
             provider_options=tuple(self.provider_option),
             threads=self.threads,
         )
-
-    def words(self) -> tuple[str, ...]:
-        """The flags that say what the inputs are, as they were typed."""
-        inputs = [word for text in self.input for word in ("-i", text)]
-        return (*inputs, *(word for text in self.dim for word in ("--dim", text)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ class FoldFlags:
     merge: Annotated[Literal["auto", "never"], _fold("--merge", help="Merge parallel branches.")] = "auto"
     leftover: Annotated[
         Literal["keep", "affine"],
-        _fold("--leftover", help="A batch norm that stays: as it is, or as Mul and Add."),
+        _fold("--leftover", help="A batch norm that stays: as it is (affine: not in this version)."),
     ] = "keep"
     max_growth: Annotated[
         float, _fold("--max-growth", metavar="X", min=1.0, help="File growth allowed for copies of shared weights.")

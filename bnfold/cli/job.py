@@ -12,7 +12,7 @@ from bnfold.run import Run
 
 @dataclass(frozen=True)
 class Job:
-    """`work` fills the run that it is given. `models` are the files it reads, which no report may overwrite.
+    """`work` fills the run that it is given. `models` are the files it reads and writes, which no report may overwrite.
 
     `show` gives the text for the terminal; None stands for the report.
     """

@@ -23,7 +23,7 @@ def refuse_unusable(path: Path, models: tuple[Path, ...]) -> None:
             code="unknown-report-kind",
             hint=f"write --report {path.with_suffix('.json')}",
         )
-    if any(path.exists() and model.exists() and path.samefile(model) for model in models):
+    if any(_same(path, model) for model in models):
         raise UsageError(f"the report {path} would overwrite the model", code="report-is-model")
     if path.is_dir():
         raise EnvironmentFailure(f"the report {path} is a directory", code="report-not-writable")
@@ -32,6 +32,12 @@ def refuse_unusable(path: Path, models: tuple[Path, ...]) -> None:
         raise EnvironmentFailure(f"there is no directory {folder} for the report", code="report-not-writable")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise EnvironmentFailure(f"the directory {folder} may not be written to", code="report-not-writable")
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.absolute() == other.absolute()
 
 
 def write(report: Report, path: Path) -> None:

@@ -90,11 +90,12 @@ def _not_asked() -> Runner:
 
 def _executed(layers: list[Layer], execution: Execution) -> Verification:
     """Add the layers that execute, unless the level or the interfaces forbid it, and conclude."""
-    plan = execution.plan
+    plan, obstacle = execution.plan, None
     if plan.level != "static" and layers[0].status is not Status.FAIL:
         execution.run()
         layers = [*layers, execution.semantic_layer(), execution.end_to_end_layer()]
-    verdict, sentence = conclude(layers, plan.level)
+        obstacle = execution.obstacle
+    verdict, sentence = conclude(layers, plan.level, obstacle)
     if verdict is Verdict.FAILED and plan.save_failure and execution.ran:
         _save(plan.save_failure, execution)
     return Verification(
@@ -109,8 +110,8 @@ def _executed(layers: list[Layer], execution: Execution) -> Verification:
     )
 
 
-def conclude(layers: Sequence[Layer], level: Level) -> tuple[Verdict, str]:
-    """The verdict of some layers, in one sentence."""
+def conclude(layers: Sequence[Layer], level: Level, obstacle: str | None = None) -> tuple[Verdict, str]:
+    """The verdict of some layers, in one sentence; an `obstacle` allows none but `failed`."""
     by_name = {layer.layer: layer for layer in layers}
     skipped = [layer for layer in layers if layer.status is Status.SKIPPED]
     told = "; ".join(layer.because for layer in layers if layer.layer != "L0" and layer.status is not Status.SKIPPED)
@@ -118,6 +119,8 @@ def conclude(layers: Sequence[Layer], level: Level) -> tuple[Verdict, str]:
         if layer.status is Status.FAIL:
             limit = "" if layer.limit is None else f" (limit {layer.limit:.3g})"
             return Verdict.FAILED, f"not equivalent, by {layer.layer}: {layer.because}{limit}"
+    if obstacle:
+        return Verdict.NO_VERDICT, f"no verdict: {obstacle}"
     if level == "full" and skipped:
         return Verdict.NO_VERDICT, f"no verdict: {skipped[0].layer} was skipped: {skipped[0].because}"
     if _passed(by_name, "L1"):

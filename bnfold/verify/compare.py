@@ -37,6 +37,11 @@ def is_float(value: Array) -> bool:
     return bool(np.issubdtype(value.dtype, np.floating)) or value.dtype == ml_dtypes.bfloat16
 
 
+def has_finite(value: Array) -> bool:
+    """Whether there is anything to compare in an array that is not empty."""
+    return not is_float(value) or bool(np.isfinite(value.astype(np.float64)).any())
+
+
 def same_pattern(first: Array, second: Array) -> bool:
     """NaN, +∞ and −∞ at the same places."""
     return all(
@@ -58,11 +63,11 @@ def relative_difference(expected: Array, found: Array, usual: float = 0.0) -> fl
         return None
     if not is_float(expected):
         return 0.0 if np.array_equal(expected, found) else float("inf")
-    if not same_pattern(expected, found):
-        return float("inf")
     finite = np.isfinite(expected)
     if not finite.any():
         return None
+    if not same_pattern(expected, found):
+        return float("inf")
     gap = float(np.abs(expected[finite] - found[finite]).max())
     scale = max(_largest(expected), usual)
     return gap / scale if gap and scale else (float("inf") if gap else 0.0)
@@ -143,8 +148,10 @@ class Meter:
         if np.any(np.isfinite(exact) & ~np.isfinite(reference)):
             self.overflowed += 1
             return
+        if not np.isfinite(reference).any():
+            return
         if not same_pattern(reference, candidate):
-            self.mismatch = "is NaN or infinite at other places"
+            self.mismatch = "is NaN or infinite at other places than the reference"
             return
         finite = np.isfinite(reference) & np.isfinite(exact)
         if not finite.any():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import MissingDependency, NoVerdict
 from bnfold.model import Arrays, Runner, Signature
-from bnfold.verify.compare import EndToEnd, Meter, Semantics, Tolerance
+from bnfold.verify.compare import EndToEnd, Meter, Semantics, Tolerance, has_finite
 from bnfold.verify.inputs import InputSpec, Probe, numpy_dtype, with_inputs
 from bnfold.verify.licence import paired
 from bnfold.verify.probes import ProbeOptions, Probes, make_probes
@@ -66,12 +66,14 @@ class CheckPlan:
 class Machine:
     """One way to execute one model: prepared at the first run, and never again after a refusal.
 
-    It speaks the names of the reference: what it is given and what it returns are renamed and cast on the way.
+    `needed` says that a missing package is an error, not a refusal. It speaks the names of the reference: what it is
+    given and what it returns are renamed and cast on the way.
     """
 
     prepare: Callable[[], Runner]
     reference: Signature
     own: Signature
+    needed: bool = False
     refusal: str | None = None
     elapsed_s: float = 0.0
     _runner: Runner | None = None
@@ -85,6 +87,8 @@ class Machine:
             self._runner = self._runner or self.prepare()
             results = self._runner(self._renamed(feeds))
         except (NoVerdict, MissingDependency) as error:
+            if self.needed and isinstance(error, MissingDependency):
+                raise
             self.refusal = str(error)
             return None
         finally:
@@ -119,6 +123,7 @@ class Execution:
     no_inputs: str | None = None
     semantics: Semantics = field(default_factory=Semantics)
     ran: list[Probe] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ends = EndToEnd(self.plan.tolerance)
@@ -132,8 +137,8 @@ class Execution:
         return cls(
             Machine(reference.exact, first, first),
             Machine(semantic, first, second),
-            Machine(reference.actual, first, first),
-            Machine(candidate.actual, first, second),
+            Machine(reference.actual, first, first, needed=not strict),
+            Machine(candidate.actual, first, second, needed=not strict),
             plan,
             strict,
             reference.decides or candidate.decides,
@@ -163,6 +168,7 @@ class Execution:
         truth = self.exact.run(probe.feeds)
         if truth is None:
             return
+        self.not_finite += [name for name, value in truth.items() if value.size and not has_finite(value)]
         self.ran.append(probe)
         if (found := self.semantic.run(probe.feeds)) is not None:
             self.semantics.add(truth, found)
@@ -170,6 +176,15 @@ class Execution:
         after = self.candidate.run(probe.feeds) if before is not None else None
         if before is not None and after is not None:
             self.ends.add(truth, before, after)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the layers allow no verdict: a reference that is not finite, a candidate that does not run."""
+        if self.not_finite and not self.semantics.compared:
+            return f"the reference is not finite: output {self.not_finite[0]} holds nothing but NaN and infinities"
+        if self.candidate.refusal and not self.actual.refusal and not self.strict:
+            return f"the candidate cannot run where the reference does: {self.candidate.refusal}"
+        return None
 
     def semantic_layer(self) -> Layer:
         """L2."""

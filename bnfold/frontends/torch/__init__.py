@@ -6,9 +6,9 @@ folded, report = fold_module(module, (example,)) # the caller's module stays as 
 model = to_onnx(program)                         # unfolded ONNX, as an onnx_ir model
 """
 
-from bnfold.frontends.torch.capture import capture, dynamic_axes, example_inputs
+from bnfold.frontends.torch.capture import capture, dynamic_axes, example_inputs, quiet
 from bnfold.frontends.torch.casting import as_float32, as_float64, is_half
-from bnfold.frontends.torch.deciding import decides
+from bnfold.frontends.torch.deciding import batch_statistics, decides
 from bnfold.frontends.torch.evidence import evidence
 from bnfold.frontends.torch.export import to_onnx
 from bnfold.frontends.torch.facts import facts
@@ -20,6 +20,7 @@ from bnfold.frontends.torch.running import runner, signature
 __all__ = [
     "as_float32",
     "as_float64",
+    "batch_statistics",
     "capture",
     "decides",
     "dynamic_axes",
@@ -31,6 +32,7 @@ __all__ = [
     "fold_program",
     "foreign_hooks",
     "is_half",
+    "quiet",
     "runner",
     "signature",
     "to_onnx",

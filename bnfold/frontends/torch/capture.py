@@ -39,10 +39,16 @@ def capture(
     return _exported(_shallow(module).eval(), example_inputs, named, fixed=example_inputs)
 
 
-def example_inputs(shapes: tuple[tuple[int, ...], ...], dtypes: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """A tensor for each shape, of numpy's dtype name: normal numbers where it is a float type, zeros otherwise."""
+def example_inputs(
+    shapes: tuple[tuple[int, ...], ...], dtypes: tuple[str | None, ...], like: nn.Module
+) -> tuple[Tensor, ...]:
+    """A tensor for each shape, of numpy's dtype name, or of the parameters' type where that is None.
+
+    Normal numbers where it is a float type, zeros otherwise.
+    """
     random = torch.Generator().manual_seed(0)
-    types = [getattr(torch, name) for name in dtypes]
+    usual = next((p.dtype for p in like.parameters() if p.is_floating_point()), torch.float32)
+    types = [usual if name is None else getattr(torch, name) for name in dtypes]
     return tuple(
         torch.randn(shape, generator=random).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
         for shape, dtype in zip(shapes, types, strict=True)

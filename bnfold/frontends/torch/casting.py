@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
+from bnfold.frontends.torch.capture import quiet
 from bnfold.frontends.torch.constants import with_dtype
 from bnfold.frontends.torch.program import ProgramShelf, copied_graph
 
@@ -29,6 +30,11 @@ def as_float32(program: ExportedProgram) -> ExportedProgram:
 
 def cast(program: ExportedProgram, dtype: torch.dtype) -> ExportedProgram:
     """The program with every float tensor, input, output and intermediate value in `dtype`. The given one stays."""
+    with quiet():
+        return _cast(program, dtype)
+
+
+def _cast(program: ExportedProgram, dtype: torch.dtype) -> ExportedProgram:
     shelf = ProgramShelf.of(program)
     shared: dict[int, Tensor] = {}
     for name, tensor in shelf.tensors.items():

@@ -1,4 +1,4 @@
-"""Whether a program decides: rounds, compares or selects, so that the smallest difference may become a large one."""
+"""What an export should know of a program: whether it decides, and which batch norms are still training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from torch.export import ExportedProgram
 
 from bnfold.frontends.torch.aliasing import bare_name
 from bnfold.frontends.torch.calls import words
+from bnfold.frontends.torch.program import ProgramShelf, open_program
+from bnfold.graph import Reason
 
 DECIDING = words(
     "round floor ceil sign argmax argmin topk sort argsort nonzero bucketize nms gt ge lt le eq ne where"
@@ -13,6 +15,13 @@ DECIDING = words(
 )
 
 
+def batch_statistics(program: ExportedProgram) -> list[str]:
+    """The batch norms that normalise by the statistics of the batch, by module path where known."""
+    graph, _ = open_program(ProgramShelf.of(program))
+    sites = [graph.site(node) for node in graph.affines() if graph.read(node) is Reason.BATCH_STATISTICS]
+    return [site.module or site.name for site in sites]
+
+
 def decides(program: ExportedProgram) -> bool:
-    """Whether the program rounds, compares or selects somewhere inside."""
+    """Whether the program rounds, compares or selects, so that the smallest difference may become a large one."""
     return any(bare_name(node) in DECIDING for node in program.graph.nodes if node.op == "call_function")

@@ -6,6 +6,7 @@ switched off. What it notes of this machine (stack traces, paths) is taken out; 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from bnfold.frontends.torch.capture import quiet
 KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 
 
-def to_onnx(program: ExportedProgram, *, opset: int | None = None) -> Any:
+def to_onnx(program: ExportedProgram, *, opset: int | None = None, axes: tuple[tuple[int | str, ...], ...] = ()) -> Any:
     """The program as an `onnx_ir.Model`, unfolded; its tensors are views of the program's.
 
-    `opset` None is the exporter's own choice.
+    `opset` None is the exporter's own choice. `axes` names the dynamic axes, one tuple of sizes and names per input;
+    without it the first axis of the inputs is `batch`.
     Raises `Rejected` where an operator has no ONNX form, `MissingDependency` without onnxscript.
     """
     try:
@@ -38,7 +40,24 @@ def to_onnx(program: ExportedProgram, *, opset: int | None = None) -> Any:
         ) from error
     assert exported is not None, "the exporter returns a program"
     _strip(exported.model)
+    _name_axes(exported.model, axes)
     return exported.model
+
+
+def _name_axes(model: Any, axes: tuple[tuple[int | str, ...], ...]) -> None:
+    """Give dynamic axes the caller's names, in every value: torch's are symbols such as s77."""
+    names: dict[str, str] = {}
+    for position, value in enumerate(model.graph.inputs):
+        given = axes[position] if position < len(axes) else ("batch",)
+        for size, name in zip(value.shape or (), given, strict=False):
+            if isinstance(name, str) and not isinstance(size, int) and size.value:
+                names.setdefault(size.value, name)
+    for graph in model.graphs():
+        values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+        for value in values:
+            for axis, size in enumerate(value.shape or ()):
+                if not isinstance(size, int) and size.value:
+                    value.shape[axis] = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
 
 
 def _strip(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -21,12 +22,16 @@ from bnfold.model import Arrays, Port, Runner, Signature
 
 
 def signature(program: ExportedProgram) -> Signature:
-    """The tensors among the program's flat inputs and outputs, in order. A dynamic axis is named by its symbol."""
+    """The tensors among the program's flat inputs and outputs, in order. A dynamic axis is named by its symbol.
+
+    Outputs are numbered: the names that a program has for them are those of its nodes, which a fold may remove.
+    """
     specs = program.graph_signature
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     inputs = [s.arg for s in specs.input_specs if s.kind is InputKind.USER_INPUT]
     outputs = [s.arg for s in specs.output_specs if s.kind is OutputKind.USER_OUTPUT]
-    return Signature(_ports(inputs, values), _ports(outputs, values))
+    named = (replace(port, name=f"output_{index}") for index, port in enumerate(_ports(outputs, values)))
+    return Signature(_ports(inputs, values), tuple(named))
 
 
 def runner(model: ExportedProgram | nn.Module, signature: Signature) -> Runner:
