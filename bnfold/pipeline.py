@@ -16,6 +16,7 @@ from bnfold import saving
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
 from bnfold.errors import GateMissed, Rejected, UsageError
 from bnfold.folding import FoldOptions, FoldReport
+from bnfold.graph import Reason
 from bnfold.loading import Loaded, Source, load, sha256
 from bnfold.loading.suggestions import command
 from bnfold.programs import as_program
@@ -293,6 +294,11 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
         run.before = dialect.facts(model)
         folded, run.fold = dialect.fold(model, options)
         run.after = dialect.facts(folded)
+    excluded = sum(
+        outcome.refusal is not None and outcome.refusal.reason is Reason.EXCLUDED for outcome in run.fold.outcomes
+    )
+    if options.include and excluded == len(run.fold.outcomes) > 0:
+        run.warn("nothing-included", f"--include {' '.join(options.include)} names no batch norm of the model")
     return folded, run.fold
 
 

@@ -384,7 +384,15 @@ NOTHING: dict[str, Function] = {
 def test_nothing_compared_is_no_verdict(function: Function) -> None:
     found = check_pair(subject_of(function), subject_of(function))
     assert found.verdict is Verdict.NO_VERDICT
-    assert "nothing was compared" in found.sentence
+    assert "nothing" in found.sentence
+
+
+def test_a_reference_that_is_not_finite_gives_no_verdict_whatever_the_candidate_is() -> None:
+    for candidate in (subject_of(twice), subject_of(NOTHING["all infinite"])):
+        found = check_pair(subject_of(NOTHING["all NaN"]), candidate)
+        assert found.verdict is Verdict.NO_VERDICT
+        assert "the reference is not finite" in found.sentence
+    assert check_pair(subject_of(twice), subject_of(NOTHING["all NaN"])).verdict is Verdict.FAILED
 
 
 def test_an_empty_output_beside_one_that_is_compared_does_no_harm() -> None:
@@ -467,13 +475,29 @@ def refuses(error: Exception) -> Callable[[], Runner]:
 
 def test_what_cannot_run_is_a_skipped_layer_with_its_reason() -> None:
     base = subject_of(twice)
-    no_runtime = replace(base, actual=refuses(MissingDependency("onnxruntime is not installed")))
+    no_runtime = replace(base, actual=refuses(NoVerdict("no kernel for Foo")))
     found = check_pair(no_runtime, base)
-    assert layer(found, "L4").because == "onnxruntime is not installed"
+    assert layer(found, "L4").because == "no kernel for Foo"
     assert found.verdict is Verdict.VERIFIED, "float64 agrees to 1e-11, which rounded weights cannot do"
     neither = replace(no_runtime, exact=refuses(NoVerdict("unknown operator Foo")))
     assert check_pair(neither, base).verdict is Verdict.NO_VERDICT
     assert "unknown operator Foo" in check_pair(neither, base).sentence
+
+
+def test_a_missing_runtime_is_said_by_a_comparison_and_does_without_in_a_fold() -> None:
+    missing = replace(subject_of(twice), actual=refuses(MissingDependency("onnxruntime is not installed")))
+    with pytest.raises(MissingDependency):
+        check_pair(missing, missing)
+    report = frontend.fold_model(frontend.from_proto(network()), FoldOptions(exclude=("*",)))[1]
+    records = Records(Evidence({}, {}), Evidence({}, {}), report)
+    assert check_fold(missing, missing, missing.exact, records).passed
+
+
+def test_a_candidate_that_only_the_runtime_refuses_is_no_agreement() -> None:
+    refused = replace(subject_of(twice), actual=refuses(NoVerdict("types differ")))
+    found = check_pair(subject_of(twice), refused)
+    assert found.verdict is Verdict.NO_VERDICT
+    assert "types differ" in found.sentence
 
 
 def test_a_candidate_that_cannot_run_is_broken_as_a_fold_and_unknown_as_a_pair() -> None:

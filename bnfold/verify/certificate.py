@@ -85,8 +85,9 @@ def _summary(original: Evidence, taken: Mapping[str, Taken], report: FoldReport)
     untouched = f"{same} untouched {_operators(same)} identical"
     if not taken:
         return f"nothing was folded; {untouched}"
+    norms = "batch norm" if report.folded == 1 else "batch norms"
     return (
-        f"{report.folded} batch norms derived again in {len(taken)} {_operators(len(taken))}, "
+        f"{report.folded} {norms} derived again in {len(taken)} {_operators(len(taken))}, "
         f"each number within half an ulp; {untouched}"
     )
 

@@ -135,15 +135,22 @@ def _read(file: Path, signature: Signature) -> Arrays:
     try:
         loaded = np.load(file, allow_pickle=False)
         arrays = dict(loaded) if file.suffix == ".npz" else {signature.inputs[0].name: loaded}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} is not a readable {file.suffix or 'array'} file: {error}", code="bad-data") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{file} does not exist", code="bad-data") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{file} is no .npz or .npy file of plain numbers", code="bad-data") from error
     names = [port.name for port in signature.inputs]
     if len(arrays) != len(names):
         raise UsageError(
             f"{file.name} holds {len(arrays)} arrays, but the model has inputs {', '.join(names)}", code="bad-data"
         )
+    unnamed = {f"arr_{position}" for position in range(len(names))}  # as np.savez calls what it is given by position
+    if set(arrays) == unnamed:
+        arrays = dict(zip(names, (arrays[f"arr_{i}"] for i in range(len(names))), strict=True))
     if set(arrays) != set(names):
-        arrays = dict(zip(names, arrays.values(), strict=True))
+        held = ", ".join(arrays)
+        message = f"{file.name} holds {held}, but the model's inputs are {', '.join(names)}"
+        raise UsageError(message, code="bad-data")
     return {port.name: _fitting(file, port, arrays[port.name]) for port in signature.inputs}
 
 

@@ -30,7 +30,7 @@ LENGTHS = (32, 64, 16, 8, 28, 1, 3, 10, 96, 128, 224, 256, 384, 512)
 FEW = ("normal", "border-impulse")
 FAMILIES = (*FEW, "uniform", "small", "large", "constant", "zeros", "checkerboard")
 _MANY_NUMBERS = 20_000
-_INTEGER_LIMITS = (8, 2, 1)
+_INTEGER_LIMITS = (1000, 100, 8, 2, 1)
 
 
 @dataclass(frozen=True)
