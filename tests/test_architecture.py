@@ -45,7 +45,6 @@ OWNERS = {
     "torch": {"frontends.torch", "loading"},
     "safetensors": {"loading"},
     "onnx_ir": {"frontends.onnx"},
-    "onnxscript": {"frontends.onnx"},
     "onnxruntime": {"runtime"},
     "onnxsim": {"simplifying"},
     "typer": {"cli"},
@@ -134,7 +133,6 @@ OFFENDERS = [
     ("bnfold.cli", "from torch import nn", "which only"),
     ("bnfold.verify.check", "def f():\n    import onnxruntime as ort", "which only"),
     ("bnfold.saving", "import onnx_ir as ir", "which only"),
-    ("bnfold.frontends.torch.graph", "from onnxscript.optimizer import fold_constants", "which only"),
     ("bnfold.algebra", "import onnx", "nothing but numpy"),
     ("bnfold.attic", "import json", "no place in LAYERS"),
 ]
