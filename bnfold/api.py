@@ -186,6 +186,8 @@ def _captured(model: Any, example_inputs: Sequence[Any] | None) -> Any:
 
 
 def _tuple(example_inputs: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    if hasattr(example_inputs, "shape"):
+        raise UsageError("example_inputs is a tuple of tensors, not a tensor", hint="write (tensor,)")
     return None if example_inputs is None else tuple(example_inputs)
 
 

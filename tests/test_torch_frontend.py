@@ -10,6 +10,8 @@ import copy
 import io
 import operator
 import pickle
+import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from bnfold.errors import Rejected, UsageError
+from bnfold.errors import BnfoldError, Rejected, UsageError
 from bnfold.folding import FoldOptions, FoldReport
 from bnfold.frontends import torch as frontend
 from bnfold.frontends.torch.aliasing import mutated
@@ -420,6 +422,157 @@ ROWS = (
     Row("mean not finite", broken(running_mean=float("nan")), (image(),), (Reason.NON_FINITE,)),
     Row("scale infinite", broken(weight=float("inf")), (image(),), (Reason.NON_FINITE,)),
 )
+
+
+@dataclass(frozen=True)
+class Written:
+    """A module that changes what its batch norm `bn`, the last one, or the operator before it has stored."""
+
+    name: str
+    body: Callable[[Any, Tensor], Tensor]
+    tie: Callable[[Any], None] | None = None
+
+
+def _trained_function(m: Any, x: Tensor) -> Tensor:
+    functional.batch_norm(x, m.bn.running_mean, m.bn.running_var, m.bn.weight, m.bn.bias, True, 0.3)
+    return m.bn(m.conv(x))
+
+
+def _trained_instances(m: Any, x: Tensor) -> Tensor:
+    functional.instance_norm(x, m.bn.running_mean, m.bn.running_var, use_input_stats=True)
+    return m.bn(m.conv(x))
+
+
+def _trained_module(m: Any, x: Tensor) -> Tensor:
+    m.other(x)
+    return m.bn(m.conv(x))
+
+
+def _share_statistics(m: Any) -> None:
+    m.other.running_mean, m.other.running_var = m.bn.running_mean, m.bn.running_var
+    m.other.train()
+
+
+def _written_afterwards(m: Any, x: Tensor) -> Tensor:
+    y = m.bn(functional.conv2d(x, m.conv.weight * m.factor))
+    m.factor.mul_(0.5)
+    return y
+
+
+def _written_twin(m: Any, x: Tensor) -> Tensor:
+    m.twin.weight.detach().mul_(1.1)
+    return m.bn(m.conv(x))
+
+
+def _share_weight(m: Any) -> None:
+    m.conv.weight = m.twin.weight
+
+
+WRITTEN = (
+    Written("statistics, by a function", _trained_function),
+    Written("statistics, by an instance norm", _trained_instances),
+    Written("statistics, by another module", _trained_module, _share_statistics),
+    Written("a factor of the weight", _written_afterwards),
+    Written("the weight, by its other name", _written_twin, _share_weight),
+)
+
+
+def written(case: Written) -> nn.Module:
+    parts = {"conv": conv(), "twin": conv(), "bn": bn(), "other": bn(), "factor": torch.ones(1)}
+    module = perturbed(Unary(case.body, **parts))
+    if case.tie is not None:
+        case.tie(module)
+    return module
+
+
+@pytest.mark.parametrize("case", WRITTEN, ids=lambda case: case.name)
+def test_what_the_model_writes_is_no_constant(case: Written) -> None:
+    module = written(case)
+    program = torch.export.export(copy.deepcopy(module), (image(),), strict=False)
+    reports = [frontend.fold_program(program)[1], frontend.fold_module(module, (image(),))[1]]
+    if case.tie is None:  # torch decomposes no program that writes a tied tensor
+        reports.append(frontend.fold_program(program.run_decompositions())[1])
+    tracer = fx.Tracer()
+    tracer.proxy_buffer_attributes = True  # else the trace itself would write
+    reports.append(frontend.fold_graph_module(fx.GraphModule(module, tracer.trace(module)))[1])
+    assert [outcomes(report)[-1] for report in reports] == [Reason.PARAMETER_NOT_CONSTANT] * len(reports)
+
+
+def test_a_written_input_of_a_functional_program_is_still_written() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.bn(m.conv(x))
+        x.mul_(0.5)
+        return y
+
+    module = perturbed(Unary(body, conv=conv(), bn=bn())).double()
+    program = torch.export.export(module, (image().double(),), strict=False).run_decompositions()
+    folded, report = frontend.fold_program(program)
+    assert outcomes(report) == (PRODUCER,)
+    expected, found = image().double(), image().double()
+    with torch.no_grad():
+        assert_equal([program.module()(expected)], [folded.module()(found)])
+    assert torch.equal(expected, found)
+    assert torch.equal(expected, image().double() * 0.5)
+
+
+def test_a_weight_that_loses_digits_on_its_way_is_refused() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m.bn(functional.linear(x, m.weight.to(torch.bfloat16).float()))
+
+    for weight, expected in ((vectors(3, 5), Reason.PARAMETER_NOT_CONSTANT), (torch.ones(3, 5), PRODUCER)):
+        module = perturbed(Unary(body, weight=nn.Parameter(weight), bn=nn.BatchNorm1d(3)))
+        _, report = frontend.fold_module(module, (vectors(2, 5),))
+        assert outcomes(report) == (expected,)
+
+
+def test_a_weight_of_other_bits_is_refused() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m.bn(functional.linear(x, m.bits.view(torch.float32)))
+
+    module = perturbed(Unary(body, bits=vectors(3, 5).view(torch.int32), bn=nn.BatchNorm1d(3)))
+    program = frontend.capture(module, (vectors(2, 5),))
+    _, report = frontend.fold_program(program)
+    assert outcomes(report) == (Reason.PARAMETER_NOT_CONSTANT,)
+    assert frontend.evidence(program).linears == {}
+
+
+def _called_and_read(m: Any, x: Tensor) -> Tensor:
+    return m.bn(functional.linear(x, m.linear.weight)) + m.linear(x)
+
+
+def _called_beside(m: Any, x: Tensor) -> Tensor:
+    return m.bn(functional.linear(x, m.weight)) + m.linear(x) + m.linear_1(x)
+
+
+def _called_like_its_node(m: Any, x: Tensor) -> Tensor:
+    return m.bn(functional.linear(x, m.linear))
+
+
+def square() -> nn.Module:
+    return nn.Linear(5, 5, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        (_called_and_read, {"linear": square()}),
+        (_called_beside, {"linear": square(), "linear_1": square(), "weight": nn.Parameter(vectors(5, 5))}),
+        (_called_like_its_node, {"linear": nn.Parameter(vectors(5, 5))}),
+    ],
+    ids=["module called", "modules of the node's name", "weight of the node's name"],
+)
+def test_a_new_bias_is_nobody_elses(body: Callable[..., Any], parts: dict[str, Any]) -> None:
+    module = perturbed(Unary(body, **parts, bn=nn.BatchNorm1d(5))).double()
+    data = vectors(2, 5).double()
+    program = frontend.capture(module, (data,))
+    for folded, report in (
+        frontend.fold_program(program, ROOMY),
+        frontend.fold_graph_module(fx.symbolic_trace(module), ROOMY, (data,)),
+    ):
+        assert outcomes(report) == (PRODUCER,)
+        runnable = folded if isinstance(folded, nn.Module) else folded.module()
+        assert_equal(run(module, data), run(runnable, data))
+
 
 UNCOMPARABLE = {"variance of minus epsilon", "mean not finite", "scale infinite"}
 
@@ -932,3 +1085,118 @@ def test_a_hook_on_a_graph_module_itself_is_kept() -> None:
     assert report.folded == 2
     folded(image(3))
     assert calls == [{}]
+
+
+def holding(value: Any) -> nn.Module:
+    module = small()
+    module.held = value
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "code"),
+    [
+        (lambda: holding(threading.Lock()), Rejected, "uncopyable"),
+        (lambda: holding(iter(number for number in range(3))), Rejected, "uncopyable"),
+        (lambda: holding([torch.ones(2, requires_grad=True) * 2]), Rejected, "uncopyable"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()).eval(), UsageError, "usage"),
+    ],
+    ids=["lock", "generator", "computed tensor", "lazy"],
+)
+def test_a_module_that_cannot_be_copied_says_why(make: Any, kind: type[BnfoldError], code: str) -> None:
+    for example in ((image(3),), None):
+        with pytest.raises(kind) as caught:
+            frontend.fold_module(make(), example)
+        assert caught.value.code == code
+        assert caught.value.hint is not None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_module_is_refused() -> None:
+    scripted = torch.jit.trace(small(), image(3))
+    for example in ((image(3),), None):
+        with pytest.raises(Rejected) as caught:
+            frontend.fold_module(scripted, example)
+        assert caught.value.code == "scripted"
+
+
+def test_one_tensor_is_no_tuple_of_inputs() -> None:
+    for call in (frontend.fold_module, frontend.capture):
+        with pytest.raises(UsageError, match="tuple of tensors"):
+            call(small(), image(3))
+
+
+def test_a_function_without_bias_folds_without_inputs() -> None:
+    module = perturbed(
+        Unary(lambda m, x: m.bn(functional.conv2d(x, m.w)), w=nn.Parameter(vectors(4, 4, 1, 1)), bn=bn())
+    )
+    folded, report = frontend.fold_module(module)
+    assert report.folded == 1
+    assert_equal(run(module, image()), run(folded, image()), limit=1e-5)
+
+
+def test_folding_a_folded_module_says_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folded, _ = frontend.fold_module(small(), (image(3),))
+        frontend.fold_module(folded, (image(3),))
+        frontend.fold_module(folded)
+        frontend.capture(folded, (image(3),))
+
+
+def test_ranks_are_observed_without_gradients() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        torch.mul(y, 2.0, out=y)
+        return m.bn(y)
+
+    traced = fx.symbolic_trace(perturbed(Unary(body, conv=conv(), bn=bn())))
+    _, report = frontend.fold_graph_module(traced, FoldOptions(), (image(),))
+    assert outcomes(report) == (Reason.MUTATED_IN_PLACE,)
+
+
+def test_a_graph_module_in_train_mode_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"call model.eval\(\) first"):
+        frontend.fold_graph_module(fx.symbolic_trace(small()).train())
+
+
+@pytest.mark.parametrize(
+    "write", [lambda m: m.bn.running_mean.mul_(0.5), lambda m: m.bn.running_mean.data.add_(1)], ids=["plain", "data"]
+)
+def test_a_trace_that_writes_asks_for_inputs(write: Callable[[Any], Any]) -> None:
+    module = perturbed(Unary(lambda m, x: (write(m), m.bn(m.conv(x)))[1], conv=conv(), bn=bn()))
+    before = state(module)
+    with pytest.raises(Rejected, match=r"writes to bn\.running_mean") as caught:
+        frontend.fold_module(module)
+    assert "example_inputs" in str(caught.value.hint)
+    assert_unchanged(module, before)
+
+
+class Variadic(Parts):
+    def forward(self, x: Tensor, *more: Any) -> Any:
+        return self.bn(self.conv(x)) + more[0] + more[1]["offset"]
+
+
+def test_the_batch_of_variadic_arguments_is_dynamic() -> None:
+    def data(batch: int) -> tuple[Any, ...]:
+        return (torch.randn(batch, 4, 6, 6), torch.randn(batch, 4, 4, 4), {"offset": torch.randn(batch, 4, 4, 4)})
+
+    module = perturbed(Variadic(None, conv=conv(), bn=bn()))
+    folded, report = frontend.fold_module(module, data(1))
+    assert report.folded == 1
+    given = data(5)
+    with torch.no_grad():
+        assert_equal([module(*given)], [folded(*given)], limit=1e-5)
+
+
+def test_one_axis_that_must_stay_does_not_fix_the_others() -> None:
+    module = perturbed(Binary(lambda m, x, w: m.bn(m.conv(x)).flatten(1) @ w[0], conv=conv(), bn=bn()))
+    program = frontend.capture(module, (image(), vectors(1, 64, 2)))
+    assert run(program.module(), torch.randn(5, 4, 6, 6), vectors(1, 64, 2))[0].shape == (5, 2)
+
+
+def test_a_sparse_buffer_does_not_disturb() -> None:
+    module = small()
+    module.register_buffer("sparse", torch.eye(3).to_sparse())
+    for example in ((image(3),), None):
+        assert frontend.fold_module(module, example)[1].left == 0

@@ -2,7 +2,8 @@
 
 In-place operators and views are data flow that a graph does not show: in `y = conv(x); y[:, :1].mul_(-1); bn(y)` the
 batch norm reads the convolution, and yet not its result. `mutated(graph, modules)` gives every value whose contents may
-change after it was made, or that shares memory with one.
+change after it was made, or that shares memory with one; `written_state` gives the tensors of modules that a call of
+the module changes.
 
 An in-place operator on a fresh value that nobody else reads (`relu_(bn(x))`) is as good as the one that writes to new
 memory: it is *clean*, and pins nothing. All else is taken at its worst. An operator that is not known to return new
@@ -13,15 +14,15 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from bnfold.frontends.torch.calls import call_of, hooked, tensor_arguments, words
-from bnfold.frontends.torch.lenses import is_norm
+from bnfold.frontends.torch.calls import Call, call_of, hooked, tensor_arguments, words
+from bnfold.frontends.torch.lenses import is_norm, trains
 
 FRESH = words(
     "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d linear"
@@ -64,11 +65,29 @@ def mutated(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> frozenset[fx.N
     for node, effect in effects.items():
         if _clean(node, effect, fresh):
             continue
-        for other in (*effect.aliases, *effect.writes):
+        for other in effect.aliases:
             sets.join(node, other)
         written += effect.writes
     roots = {sets.root(node) for node in written}
     return frozenset(node for node in graph.nodes if sets.root(node) in roots)
+
+
+def written_state(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> frozenset[str]:
+    """The names of the tensors that called modules may change: their buffers in train mode; all, if code is foreign."""
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    parts = (pair for name in called for pair in modules[name].named_modules(prefix=name, remove_duplicate=False))
+    return frozenset(tensor for name, part in parts for tensor in _changed_by(part, name))
+
+
+def _changed_by(part: nn.Module, name: str) -> Iterator[str]:
+    if part.training or _foreign(part):
+        yield from (f"{name}.{key}" for key in part._buffers)
+    if _foreign(part):
+        yield from (f"{name}.{key}" for key in part._parameters)
+
+
+def _foreign(part: nn.Module) -> bool:
+    return hooked(part) or not type(part).__module__.startswith("torch.")
 
 
 def reads_shape_only(node: fx.Node) -> bool:
@@ -92,7 +111,7 @@ def _fresh_values(graph: fx.Graph, effects: Mapping[fx.Node, Effect]) -> set[fx.
     fresh: set[fx.Node] = set()
     for node in graph.nodes:
         computed = node.op in ("call_function", "call_method", "call_module")
-        if computed and (not (effects[node].aliases or effects[node].writes) or _clean(node, effects[node], fresh)):
+        if computed and (not effects[node].aliases or _clean(node, effects[node], fresh)):
             fresh.add(node)
     return fresh
 
@@ -109,20 +128,27 @@ def _effect(node: fx.Node, modules: Mapping[str, nn.Module]) -> Effect:
     if node.op in ("placeholder", "get_attr", "output") or reads_shape_only(node):
         return Effect()
     call = call_of(node, modules)
-    if call is not None and is_norm(call) and call.get("training", False) is False:
-        return Effect()
     if node.op == "call_module":
         return _module_effect(node, modules[str(node.target)], linear=call is not None)
-    if isinstance(node.target, torch._ops.OpOverload):
-        return _overload_effect(node, node.target)
-    return _python_effect(node)
+    if call is not None and is_norm(call):
+        return _norm_effect(call)
+    overload = isinstance(node.target, torch._ops.OpOverload)
+    effect = _overload_effect(node, node.target) if overload else _python_effect(node)
+    if any(word in bare_name(node) for word in ("batch_norm", "instance_norm")):
+        return replace(effect, writes=(*effect.writes, *tensor_arguments(node)[1:]))
+    return effect
+
+
+def _norm_effect(call: Call) -> Effect:
+    """A norm over the statistics of the batch updates the running ones, which hardly any schema says."""
+    statistics = (call.get("running_mean"), call.get("running_var")) if trains(call) else ()
+    return Effect(writes=tuple(each for each in statistics if isinstance(each, fx.Node)))
 
 
 def _module_effect(node: fx.Node, module: nn.Module, linear: bool) -> Effect:
     tensors = tuple(tensor_arguments(node))
     parts = list(module.modules())
-    foreign = any(hooked(part) or not type(part).__module__.startswith("torch.") for part in parts)
-    if foreign or any(getattr(part, "inplace", False) for part in parts):
+    if any(_foreign(part) for part in parts) or any(getattr(part, "inplace", False) for part in parts):
         return Effect(tensors, tensors)
     return Effect() if linear else Effect(aliases=tensors)
 

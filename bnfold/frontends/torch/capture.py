@@ -8,35 +8,42 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import Rejected, UsageError
 
 Axes = tuple[int | str, ...]
+M = TypeVar("M", bound=nn.Module)
+
+_UNSCRIPTED = "fold the nn.Module first and script the folded one"
 
 
 def capture(
     module: nn.Module, example_inputs: tuple[Any, ...], axes: tuple[Axes, ...] | None = None
 ) -> ExportedProgram:
-    """The exported program of the module in eval mode.
+    """The exported program of the module, each part in the mode that it is in.
 
     `example_inputs` are the positional arguments: tensors, or tuples, lists and dicts of them; axis 0 of each tensor is
     dynamic. With `axes`, one per argument, exactly the axes given as a word are. The module is not changed.
     Raises `Rejected` where torch.export cannot trace it, `UsageError` where the inputs do not fit.
     """
+    if isinstance(example_inputs, Tensor):
+        raise UsageError("example_inputs is a tuple of tensors, not a tensor", hint="write (tensor,)")
     if axes is None:
-        return capture_as_is(module, example_inputs, batch_only=True, evaluate=True)
+        return capture_as_is(module, example_inputs, batch_only=True)
     named = tuple({i: Dim.AUTO for i, size in enumerate(shape) if isinstance(size, str)} or None for shape in axes)
-    return _exported(_shallow(module).eval(), example_inputs, named, fixed=example_inputs)
+    return _exported(_shallow(module), example_inputs, named, fixed=example_inputs)
 
 
 def example_inputs(
@@ -55,17 +62,11 @@ def example_inputs(
     )
 
 
-def capture_as_is(
-    module: nn.Module, example_inputs: tuple[Any, ...], *, batch_only: bool, evaluate: bool = False
-) -> ExportedProgram:
-    """As `capture`, with every axis dynamic that can be unless `batch_only`, in the mode that each part is in unless
-    `evaluate`."""
-    copied = _shallow(module)
-    if evaluate:
-        copied.eval()
+def capture_as_is(module: nn.Module, example_inputs: tuple[Any, ...], *, batch_only: bool) -> ExportedProgram:
+    """As `capture`, with every axis dynamic that can be unless `batch_only`."""
     inputs = pytree.tree_map_only(Tensor, _at_least_two, example_inputs)
     axes = pytree.tree_map(lambda leaf: _axes(leaf, batch_only), inputs)
-    return _exported(copied, inputs, axes, fixed=example_inputs)
+    return _exported(_shallow(module), inputs, axes, fixed=example_inputs)
 
 
 def dynamic_axes(program: ExportedProgram) -> bool:
@@ -75,11 +76,21 @@ def dynamic_axes(program: ExportedProgram) -> bool:
 
 def _exported(module: nn.Module, inputs: tuple[Any, ...], axes: Any, fixed: tuple[Any, ...]) -> ExportedProgram:
     """The program with these dynamic axes; where there is none, that for exactly the sizes of `fixed`."""
+    shapes = _by_parameter(module, axes)
+    leaves = zip(pytree.tree_leaves(inputs), pytree.tree_leaves(fixed), strict=True)
+    expanded = any(one is not other for one, other in leaves)
     with quiet(), torch.no_grad():
-        try:
-            return torch.export.export(module, inputs, dynamic_shapes=axes, strict=False)
-        except Exception:
-            return _static(module, fixed)
+        for examples in (inputs, fixed)[: 1 + expanded]:
+            with contextlib.suppress(Exception):
+                return torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
+        return _static(module, fixed)
+
+
+def _by_parameter(module: nn.Module, axes: Any) -> Any:
+    """The axes of each argument, those of `*arguments` together: torch.export wants one entry per parameter."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    first = next((i for i, each in enumerate(parameters) if each.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    return axes if first is None else (*axes[:first], tuple(axes[first:]))
 
 
 def _static(module: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
@@ -122,7 +133,27 @@ def _shallow(module: nn.Module) -> nn.Module:
         for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
             if isinstance(value, Tensor):
                 memo[id(value)] = value
-    return copy.deepcopy(module, memo)
+    return deep_copy(module, memo)
+
+
+def deep_copy(module: M, memo: dict[int, object]) -> M:
+    """A deep copy in which the values of `memo` stand for the objects of these ids.
+
+    Raises `UsageError` for a module that was never run, `Rejected` for one that cannot be copied.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Rejected("a scripted module has no Python code to trace", code="scripted", hint=_UNSCRIPTED)
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise UsageError("the module has lazy parameters without a value", hint="run the module once on its inputs")
+    try:
+        with quiet(), torch.no_grad():
+            return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise Rejected(
+            f"an attribute of the module cannot be copied: {_sentence(error)}",
+            code="uncopyable",
+            hint="set the attribute after folding, or give its class a __deepcopy__",
+        ) from error
 
 
 def _at_least_two(tensor: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class Constant:
 
 
 def memory(tensor: Tensor) -> Hashable:
-    """Where a tensor lies: equal for tied parameters."""
+    """Where a tensor lies: equal for tied parameters. A sparse one lies nowhere in particular."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
     return (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel())
 
 
@@ -65,18 +67,28 @@ def as_array(tensor: Tensor) -> Array:
 
 
 class Constants:
-    """What is constant in a graph. `names` are the nodes that stand for a stored tensor; one in `changing` is none."""
+    """What is constant in a graph.
+
+    `names` are the nodes that stand for a stored tensor. One in `changing` is no constant, nor is one of the names in
+    `written`, nor whatever shares memory with these.
+    """
 
     def __init__(
-        self, graph: fx.Graph, names: Mapping[fx.Node, str], tensors: Mapping[str, Tensor], changing: frozenset[fx.Node]
+        self,
+        graph: fx.Graph,
+        names: Mapping[fx.Node, str],
+        tensors: Mapping[str, Tensor],
+        changing: frozenset[fx.Node],
+        written: frozenset[str] = frozenset(),
     ) -> None:
         self.names = dict(names)
         self.tensors = tensors
-        self._changing_names = {name for node, name in names.items() if node in changing}
+        self._changing_names = _sharing(tensors, written | {name for node, name in names.items() if node in changing})
         self._constant: set[fx.Node] = set()
         self._found: dict[fx.Node, Constant | Reason] = {}
         for node in graph.nodes:
-            if node not in changing and (node in self.names or self._computable(node)):
+            stored = node in self.names and self.names[node] not in self._changing_names
+            if node not in changing and (stored or self._computable(node)):
                 self._constant.add(node)
 
     def find(self, argument: Any) -> Constant | Reason:
@@ -96,7 +108,7 @@ class Constants:
     def _computable(self, node: fx.Node) -> bool:
         inputs = tensor_arguments(node)
         known = node.op in ("call_function", "call_method") and bare_name(node) in _COMPUTABLE
-        return known and bool(inputs) and all(each in self._constant for each in inputs)
+        return known and not _is_bitcast(node) and bool(inputs) and all(each in self._constant for each in inputs)
 
     def _look(self, node: fx.Node) -> Constant | Reason:
         if not self.is_constant(node):
@@ -107,7 +119,7 @@ class Constants:
         if source in self.names and self.tensors[self.names[source]].dim() == 2:
             return self._stored(self.names[source], transposed=True)
         native, exact = self._evaluate(node, {}, double=False), self._evaluate(node, {}, double=True)
-        if not isinstance(exact, Tensor) or native.dtype not in FLOATS:
+        if not isinstance(exact, Tensor) or native.dtype not in FLOATS or not _agree(native, exact):
             return Reason.PARAMETER_NOT_CONSTANT
         return Constant(None, exact, native.dtype)
 
@@ -133,6 +145,29 @@ class Constants:
         with torch.no_grad():
             known[node] = _run(node, args, kwargs, double)
         return known[node]
+
+
+def _sharing(tensors: Mapping[str, Tensor], names: frozenset[str]) -> frozenset[str]:
+    """These names and all others of the same memory."""
+    stores = {_storage(tensors[name]) for name in names if name in tensors} - {None}
+    return names | {name for name, tensor in tensors.items() if stores and _storage(tensor) in stores}
+
+
+def _storage(tensor: Tensor) -> Hashable:
+    plain = tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.numel() > 0
+    return (tensor.device, tensor.untyped_storage().data_ptr()) if plain else None
+
+
+def _is_bitcast(node: fx.Node) -> bool:
+    """Whether a view reads the same bits as numbers of another type."""
+    given = _flat((*node.args, *node.kwargs.values()))
+    return bare_name(node) == "view" and any(isinstance(each, torch.dtype) for each in given)
+
+
+def _agree(native: Tensor, exact: Tensor) -> bool:
+    """Whether a value is what float64 makes of it, up to rounding; not where a cast on the way has lost digits."""
+    limit = 256 * torch.finfo(native.dtype).eps * exact.abs().amax() if exact.numel() else 0
+    return native.shape == exact.shape and bool(((native.double() - exact).abs() <= limit).all())
 
 
 def _run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], double: bool) -> Any:

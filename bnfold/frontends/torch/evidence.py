@@ -18,7 +18,7 @@ from torch.fx.operator_schemas import normalize_function
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.frontends.torch.casting import converted_tensor
 from bnfold.frontends.torch.constants import with_dtype
-from bnfold.frontends.torch.program import STORED
+from bnfold.frontends.torch.program import STORED, written_names
 from bnfold.frontends.torch.running import to_array
 
 _VIEWS = ("aten::t", "aten::permute", "aten::transpose", "aten::numpy_T", "aten::detach", "aten::alias")
@@ -103,10 +103,13 @@ class _Values:
     def __init__(self, program: ExportedProgram) -> None:
         stored = {**program.constants, **program.state_dict}
         placeholders = program.graph.find_nodes(op="placeholder")
-        specs = zip(placeholders, program.graph_signature.input_specs, strict=True)
-        written = set(_written(program.graph))
+        specs = dict(zip(placeholders, program.graph_signature.input_specs, strict=True))
+        held = {node: stored[spec.target].detach() for node, spec in specs.items() if spec.kind in STORED}
+        dense = {node: tensor for node, tensor in held.items() if tensor.layout is torch.strided}
+        written, names = set(_written(program.graph)), written_names(program)
+        changed = {dense[node].data_ptr() for node in dense if node in written or specs[node].target in names}
         self._known: dict[fx.Node, Any] = {
-            node: stored[spec.target].detach() for node, spec in specs if spec.kind in STORED and node not in written
+            node: tensor for node, tensor in dense.items() if tensor.data_ptr() not in changed
         }
 
     def get(self, argument: Any) -> Tensor | None:
@@ -123,7 +126,7 @@ class _Values:
         if node.op != "call_function" or not (pure or node.target.__name__ == "getitem") or not node.all_input_nodes:  # type: ignore[union-attr]
             return None
         inputs = {each: self._value(each) for each in node.all_input_nodes}
-        if any(value is None for value in inputs.values()):
+        if node.target is torch.ops.aten.view.dtype or any(value is None for value in inputs.values()):
             return None
         view = pure and node.target._schema.name in _VIEWS  # type: ignore[union-attr]
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: _exact(inputs[each], view))
@@ -138,7 +141,13 @@ def _exact(value: Any, view: bool) -> Any:
 
 def _written(graph: fx.Graph) -> Iterator[fx.Node]:
     for node in graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and "batch_norm" not in node.target._schema.name:
-            for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, fx.Node):
-                    yield given
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        names = [argument.name for argument in node.target._schema.arguments]
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        updates = given.get("training", given.get("use_input_stats", "with_update" in str(node.target))) is not False
+        for argument in node.target._schema.arguments:
+            statistic = argument.name in ("running_mean", "running_var")
+            writes = updates if statistic else argument.alias_info is not None and argument.alias_info.is_write
+            if writes and isinstance(value := given.get(argument.name), fx.Node):
+                yield value

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
-from bnfold.frontends.torch.aliasing import bare_name, mutated, reads_shape_only
+from bnfold.frontends.torch.aliasing import bare_name, mutated, reads_shape_only, written_state
 from bnfold.frontends.torch.calls import Call, call_of, hooked, tensor_arguments
 from bnfold.frontends.torch.constants import Constant, Constants, is_quantised
 from bnfold.frontends.torch.frozen import FrozenNorm, frozen_affine, frozen_norm, frozen_norms
@@ -49,11 +49,12 @@ class TorchGraph:
         tensors: Mapping[str, torch.Tensor],
         ranks: Ranks,
         writer: Callable[[TorchGraph], Writer],
+        written: frozenset[str] = frozenset(),
     ) -> None:
         self.graph = graph
         self.modules = modules
         self.pinned = mutated(graph, modules)
-        self.constants = Constants(graph, names, tensors, self.pinned)
+        self.constants = Constants(graph, names, tensors, self.pinned, written | written_state(graph, modules))
         self._ranks = ranks
         self._frozen = frozen_norms(graph, self.constants)
         self._scalings = {norm.scaling: addition for addition, norm in self._frozen.items()}
@@ -128,7 +129,7 @@ class TorchGraph:
         return SharedWeight(weight.key, weight.tensor.nbytes, readers)
 
     def parameter_bytes(self) -> int:
-        tensors = self.constants.tensors.values()
+        tensors = [tensor for tensor in self.constants.tensors.values() if tensor.layout is torch.strided]
         return sum({tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     # the verbs

@@ -6,7 +6,6 @@ parameter. All other hooks are the user's own; `foreign_hooks` names the modules
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from bnfold.frontends.torch.calls import hooked
+from bnfold.frontends.torch.capture import deep_copy
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,8 +61,7 @@ def duplicate(module: M) -> M:
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    with torch.no_grad():
-        copied = copy.deepcopy(module, memo)
+    copied = deep_copy(module, memo)
     for name in [name for name in vars(module) if name.startswith(("_forward_", "_backward_")) and "hooks" in name]:
         setattr(copied, name, _kept(getattr(module, name)))
     return copied

@@ -166,20 +166,27 @@ _NORM_ARGUMENTS = words(
     "input weight bias running_mean running_var training eps epsilon momentum exponential_average_factor cudnn_enabled"
 )
 
-_ALWAYS_TRAINING = {"_batch_norm_with_update": True}
-_NEVER_TRAINING = {"_native_batch_norm_legit_no_training": False, "_batch_norm_no_update": False}
+_MODES = {
+    "_batch_norm_with_update": True,
+    "_native_batch_norm_legit_no_training": False,
+    "_batch_norm_no_update": False,
+}
 
 
 def is_norm(call: Call) -> bool:
     return call.operator in NORMS
 
 
+def trains(call: Call) -> bool:
+    """Whether a batch norm takes, or may take, the statistics of the batch, and so updates the running ones."""
+    return _MODES.get(call.operator, call.get("training", False)) is not False
+
+
 def norm_refusal(call: Call) -> Reason | None:
     """Why a batch norm is no fixed map, as far as its arguments tell."""
     if set(call.arguments) - _NORM_ARGUMENTS:
         return Reason.UNSUPPORTED_ATTRIBUTE
-    training = (_ALWAYS_TRAINING | _NEVER_TRAINING).get(call.operator, call.get("training", False))
-    if training is not False or call.get("running_mean") is None or call.get("running_var") is None:
+    if trains(call) or call.get("running_mean") is None or call.get("running_var") is None:
         return Reason.BATCH_STATISTICS
     return None
 

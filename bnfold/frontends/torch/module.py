@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from bnfold.errors import Rejected, UsageError
@@ -26,14 +27,17 @@ def fold_module(
     """A module with its batch norms folded, and what became of each; `example_inputs` are the positional arguments.
 
     With example inputs the module is exported, and the result is the module of the folded program. Without, or where
-    hooks must be kept, it is traced symbolically, and ranks that its own modules do not enforce stay unknown.
+    hooks must be kept, it is traced symbolically, and ranks that its own modules do not enforce stay unknown. What
+    symbolic tracing cannot see needs example inputs: in-place operators of Python (`y += 1`), autocast regions, and
+    optional arguments, which it takes as given.
     Raises `UsageError` for a module in train mode, `Rejected` where it cannot be traced or a hook would be lost.
     """
+    if isinstance(example_inputs, Tensor):
+        raise UsageError("example_inputs is a tuple of tensors, not a tensor", hint="write (tensor,)")
     if isinstance(module, fx.GraphModule):
         return fold_graph_module(module, options, example_inputs)
-    if module.training:
-        raise UsageError("the module is in train mode; call model.eval() first", hint="model.eval()")
-    hooks = foreign_hooks(module)
+    _demand_eval(module)
+    hooks = () if isinstance(module, torch.jit.ScriptModule) else foreign_hooks(module)
     if example_inputs is not None and not hooks:
         program, report = fold_program(capture_as_is(module, example_inputs, batch_only=False), options)
         with quiet():
@@ -50,8 +54,9 @@ def fold_graph_module(
     """A GraphModule with its batch norms folded into its submodules, and what became of each.
 
     Example inputs, if given, tell the ranks of all values; the module is not run on them.
-    Raises `UsageError` where they do not fit the module.
+    Raises `UsageError` where they do not fit the module, or it is in train mode.
     """
+    _demand_eval(module)
     folded = duplicate(module)
     materialise(folded)
     ranks = enforced_ranks(folded.graph, dict(folded.named_modules()))
@@ -76,15 +81,37 @@ def fold_graph_module(
 def _symbolic(module: nn.Module) -> fx.GraphModule:
     copied = duplicate(module)
     materialise(copied)
+    before = {name: buffer.clone() for name, buffer in copied.named_buffers()}
     try:
         with quiet():
-            return fx.symbolic_trace(copied)
+            traced = fx.symbolic_trace(copied)
     except Exception as error:
-        raise Rejected(
-            f"the module cannot be traced symbolically: {error}",
-            code="untraceable",
-            hint="pass example_inputs, so that it can be exported",
-        ) from error
+        raise _untraceable(str(error)) from error
+    if changed := [name for name, buffer in copied.named_buffers() if not _same(before.get(name), buffer)]:
+        raise _untraceable(f"it writes to {changed[0]}")
+    return traced
+
+
+def _untraceable(cause: str) -> Rejected:
+    return Rejected(
+        f"the module cannot be traced symbolically: {cause}",
+        code="untraceable",
+        hint="pass example_inputs, so that it can be exported",
+    )
+
+
+def _same(before: Tensor | None, after: Tensor) -> bool:
+    """Whether a plain tensor holds the same bits; of others nothing can be told."""
+    if after.layout is not torch.strided or after.is_quantized or after.device.type == "meta":
+        return True
+    bits = [each.detach().reshape(-1).view(torch.uint8) for each in (before, after) if each is not None]
+    return len(bits) == 2 and torch.equal(*bits)
+
+
+def _demand_eval(module: nn.Module) -> None:
+    """The module of an exported program has no mode: torch forbids `train` and `eval` on it."""
+    if module.training and "eval" not in vars(module):
+        raise UsageError("the module is in train mode; call model.eval() first", hint="model.eval()")
 
 
 def _lost_hook(path: str) -> Rejected:

@@ -16,7 +16,14 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 
 from bnfold.folding import FoldOptions, FoldReport, fold
 from bnfold.frontends.torch.capture import quiet
@@ -49,8 +56,18 @@ def open_program(shelf: ProgramShelf) -> tuple[TorchGraph, Ledger]:
 
     module = shelf.module
     names = {node: spec.target for node, spec in shelf.stored() if spec.target is not None}
-    graph = TorchGraph(module.graph, dict(module.named_modules()), names, shelf.tensors, rank_of, writer)
+    modules, written = dict(module.named_modules()), written_names(shelf.original)
+    graph = TorchGraph(module.graph, modules, names, shelf.tensors, rank_of, writer, written)
     return graph, ledgers[0]
+
+
+def written_names(program: ExportedProgram) -> frozenset[str]:
+    """The stored tensors that a functionalised program replaces: it returns their new values as outputs."""
+    return frozenset(
+        spec.target
+        for spec in program.graph_signature.output_specs
+        if spec.target is not None and spec.kind is not OutputKind.USER_INPUT_MUTATION
+    )
 
 
 def rank_of(node: fx.Node) -> int | None:
@@ -99,6 +116,10 @@ class ProgramShelf:
 
     def names(self) -> set[str]:
         return set(self.tensors)
+
+    def is_free(self, name: str) -> bool:
+        parts = name.split(".")
+        return not any(".".join(parts[:length]) in self.tensors for length in range(1, len(parts) + 1))
 
     def tensor(self, name: str) -> Tensor:
         return self.tensors[name]

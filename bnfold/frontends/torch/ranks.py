@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
@@ -69,7 +70,7 @@ def observed_ranks(module: fx.GraphModule, example_inputs: tuple[Any, ...]) -> d
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(module)
     try:
-        with mode:
+        with mode, torch.no_grad():
             recorder.run(*[mode.from_tensor(x) if isinstance(x, Tensor) else x for x in example_inputs])
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None

@@ -37,6 +37,16 @@ class ModuleShelf:
     def names(self) -> set[str]:
         return set(self.tensors)
 
+    def is_free(self, name: str) -> bool:
+        holder: Any = self.module
+        for part in name.split("."):
+            if not isinstance(holder, nn.Module):
+                return False
+            if not hasattr(holder, part):
+                return True
+            holder = getattr(holder, part)
+        return False
+
     def tensor(self, name: str) -> Tensor:
         return self.tensors[name]
 
@@ -82,7 +92,7 @@ class ModuleShelf:
 
     def _new_node(self, name: str) -> fx.Node:
         graph = self.module.graph
-        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+        with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
             return graph.get_attr(name)
 
 

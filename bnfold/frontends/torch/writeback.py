@@ -29,6 +29,9 @@ class Shelf(Protocol):
     def names(self) -> set[str]:
         """Every name that is taken."""
 
+    def is_free(self, name: str) -> bool:
+        """Whether a new tensor may have this name: nothing else is found under it, not even an empty slot."""
+
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""
 
@@ -169,12 +172,19 @@ class Ledger:
                 self.shelf.put(name, first.tensor.t().contiguous(), like=name)
                 return name
             name = None
-        kept = name or _unused(first.wanted, self.shelf.names())
+        kept = name or self._unused(first.wanted)
         free.discard(kept)
         place = self.shelf.put(kept, first.tensor, like=name or first.like)
         for assignment in version:
             self._point(assignment, place)
         return kept
+
+    def _unused(self, wanted: str) -> str:
+        """A free name like the wanted one; a flat one where a part of the path is no module."""
+        stems = (wanted, wanted.replace(".", "_"))
+        count = len(self.shelf.names()) + 2
+        names = (name for stem in stems for name in (stem, *(f"{stem}_{i}" for i in range(1, count))))
+        return next(name for name in names if self.shelf.is_free(name))
 
     def _point(self, assignment: Assignment, place: fx.Node) -> None:
         """Let the argument read `place`, and forget what it has read if nobody else does."""
@@ -224,7 +234,3 @@ def _versions(group: list[Assignment]) -> Iterator[list[Assignment]]:
 def _equal(one: Assignment, other: Assignment) -> bool:
     layout = (one.old is not None and one.old.transposed) == (other.old is not None and other.old.transposed)
     return layout and one.tensor.dtype == other.tensor.dtype and torch.equal(one.tensor, other.tensor)
-
-
-def _unused(wanted: str, taken: set[str]) -> str:
-    return next(name for name in (wanted, *(f"{wanted}_{i}" for i in range(1, len(taken) + 2))) if name not in taken)

@@ -1,0 +1,216 @@
+"""The verbs of Python and what they share with the command line: what is exported, named, refused and noted."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import bnfold
+from bnfold.errors import BnfoldError, NotEquivalent, Rejected, UsageError
+from bnfold.folding import FoldOptions
+from bnfold.pipeline import run_bench, run_export, run_fold
+from bnfold.run import OutputOptions, Run, RunOptions
+from bnfold.testing import assert_equivalent
+from bnfold.verify.result import Verdict
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network(*more: nn.Module) -> nn.Module:
+    """Conv and batch norm with statistics of its own, in eval mode."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    nn.init.normal_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm, nn.ReLU(), *more).eval()
+
+
+def saved(module: nn.Module, path: Path) -> Path:
+    """The module as an exported program, in the mode that it is in."""
+    torch.export.save(torch.export.export(module, (IMAGES,), strict=False), path)
+    return path
+
+
+def axes(path: Path) -> list[list[int | str]]:
+    """The sizes and names of all inputs and outputs."""
+    graph = onnx.load(path).graph
+    ports = [port.type.tensor_type.shape.dim for port in (*graph.input, *graph.output)]
+    return [[size.dim_param or size.dim_value for size in dims] for dims in ports]
+
+
+def test_a_module_becomes_a_proved_onnx_file_with_named_axes(tmp_path: Path) -> None:
+    run = bnfold.export(network(), tmp_path / "net.onnx", (IMAGES,))
+    assert run.check is not None
+    assert run.check.verdict is Verdict.PROVED
+    assert any("against the torch program" in layer.because for layer in run.check.layers)
+    assert axes(tmp_path / "net.onnx") == [["batch", 3, 8, 8], ["batch", 4, 6, 6]]
+    assert bnfold.check(network(), tmp_path / "net.onnx", (IMAGES,)).verdict is Verdict.VERIFIED
+
+
+def test_named_axes_are_the_callers(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "net.pt")
+    (tmp_path / "shop.py").write_text(
+        "from torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())\n"
+    )
+    source = bnfold.loading.Source(arch="shop:build", app_dir=tmp_path)
+    run_export(
+        Run("export"),
+        tmp_path / "net.pt",
+        source=source,
+        run_options=RunOptions(inputs=("n,3,high,wide",)),
+        output=OutputOptions(tmp_path / "net.onnx"),
+    )
+    assert axes(tmp_path / "net.onnx")[0] == ["n", 3, "high", "wide"]
+
+
+def test_a_program_that_trains_is_not_exported(tmp_path: Path) -> None:
+    path = saved(network().train(), tmp_path / "training.pt2")
+    with pytest.raises(Rejected, match="statistics of the batch") as caught:
+        bnfold.export(path, tmp_path / "net.onnx")
+    assert caught.value.code == "batch-statistics"
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_a_part_that_trains_keeps_the_module_from_export_and_its_fold_is_right(tmp_path: Path) -> None:
+    net = network(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4).eval())
+    net[1].train()
+    with pytest.raises(Rejected, match="statistics of the batch"):
+        bnfold.export(net, tmp_path / "net.onnx", (IMAGES,))
+    assert bnfold.check(net, bnfold.fold(net, (IMAGES,)).model, (IMAGES,)).passed
+
+
+def test_an_opset_is_kept_or_refused(tmp_path: Path) -> None:
+    program = torch.export.export(network(), (IMAGES,))
+    bnfold.export(program, tmp_path / "net.onnx", opset=18)
+    assert onnx.load(tmp_path / "net.onnx").opset_import[0].version == 18
+    with pytest.raises(Rejected) as caught:
+        bnfold.export(program, tmp_path / "old.onnx", opset=9)
+    assert caught.value.code == "opset-unavailable"
+
+
+def test_a_half_precision_program_is_exported_in_float32_and_said_so(tmp_path: Path) -> None:
+    program = torch.export.export(network().half(), (IMAGES.half(),))
+    torch.export.save(program, tmp_path / "half.pt2")
+    run = bnfold.export(tmp_path / "half.pt2", tmp_path / "half.onnx")
+    assert [warning.code for warning in run.warnings if warning.code == "converted"] == ["converted"]
+    assert {tensor.data_type for tensor in onnx.load(tmp_path / "half.onnx").graph.initializer} == {1}
+
+
+def test_a_program_whose_output_is_a_norm_folds_into_a_file(tmp_path: Path) -> None:
+    path = saved(network(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4).eval()), tmp_path / "net.pt2")
+    run = Run("fold")
+    run_fold(run, path)
+    assert run.check is not None
+    assert run.check.verdict is Verdict.PROVED
+    assert bnfold.load(tmp_path / "net.folded.pt2").module()(IMAGES).shape == (2, 4, 6, 6)
+
+
+def test_fold_does_not_turn_a_program_into_onnx(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path / "net.pt2")
+    with pytest.raises(UsageError) as caught:
+        run_fold(Run("fold"), path, output=OutputOptions(tmp_path / "net.onnx"))
+    assert str(caught.value.hint).startswith("bnfold export")
+
+
+def test_provenance_names_what_went_where(tmp_path: Path) -> None:
+    bnfold.export(network(), tmp_path / "net.onnx", (IMAGES,))
+    path = saved(network(), tmp_path / "net.pt2")
+    run_export(Run("export"), path, output=OutputOptions(tmp_path / "noted.onnx", provenance=True))
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "noted.onnx").metadata_props}
+    assert len(json.loads(metadata["bnfold.folded"])) == 1
+    assert not onnx.load(tmp_path / "net.onnx").metadata_props
+
+
+def test_a_pattern_that_names_nothing_is_a_warning(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path / "net.pt2")
+    run = Run("fold")
+    run_fold(run, path, fold_options=FoldOptions(include=("no-such-*",)))
+    assert "nothing-included" in [warning.code for warning in run.warnings]
+
+
+def test_a_file_that_is_given_twice_is_measured_twice() -> None:
+    run = Run("bench")
+    demo = Path(bnfold.__file__).parent / "data/demo.onnx"
+    run_bench(run, (demo, demo), budget=0.5, processes=2)
+    assert run.bench is not None
+    assert [contender.name for contender in run.bench.contenders] == [str(demo), f"{demo} (2)"]
+
+
+def test_every_kind_comes_back_as_it_went_in(tmp_path: Path) -> None:
+    bnfold.save(torch.export.export(network(), (IMAGES,)), tmp_path / "net.pt2")
+    program = bnfold.load(tmp_path / "net.pt2")
+    proto = onnx.load(Path(bnfold.__file__).parent / "data/demo.onnx")
+    kinds: list[tuple[Any, Any]] = [
+        (network(), (IMAGES,)),
+        (torch.fx.symbolic_trace(network()), None),
+        (program, None),
+        (proto, None),
+        (bnfold.load(Path(bnfold.__file__).parent / "data/demo.onnx"), None),
+    ]
+    for model, examples in kinds:
+        folded = bnfold.fold(model, examples)
+        assert folded.report.folded > 0
+        assert isinstance(folded.model, type(model)) or isinstance(model, nn.Module)
+        assert bnfold.inspect(model, examples).folded == folded.report.folded
+
+
+def test_an_assertion_names_the_layer_and_passes_what_is_equal() -> None:
+    folded = bnfold.fold(network(), (IMAGES,)).model
+    assert assert_equivalent(network(), folded, inputs=(IMAGES,)).passed
+    wrong = network()
+    with torch.no_grad():
+        wrong[0].weight[1] *= 1.01
+    with pytest.raises(NotEquivalent, match="L4"):
+        assert_equivalent(network(), wrong, inputs=(IMAGES,))
+
+
+def test_outputs_that_change_places_are_not_equivalent() -> None:
+    class Two(nn.Module):
+        def __init__(self, swapped: bool) -> None:
+            super().__init__()
+            self.body, self.swapped = network(), swapped
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.body(x)
+            return (y, -y) if self.swapped else (-y, y)
+
+    assert bnfold.check(Two(False).eval(), Two(True).eval(), (IMAGES,)).verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: bnfold.fold(network().train(), (IMAGES,)),
+        lambda: bnfold.fold(network(), (IMAGES,), merge="always"),  # type: ignore[arg-type]
+        lambda: bnfold.fold(threading.Lock()),
+        lambda: bnfold.fold("no such file.onnx"),
+        lambda: bnfold.check(network(), network()),
+        lambda: bnfold.fold(network(), IMAGES),
+    ],
+    ids=["train mode", "unknown merge", "no model", "no file", "no inputs", "a tensor for a tuple"],
+)
+def test_what_cannot_be_meant_is_one_of_our_errors(call: Any) -> None:
+    with pytest.raises(BnfoldError):
+        call()
+
+
+def test_what_is_passed_in_stays_as_it_is() -> None:
+    net = network()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    bnfold.fold(net, (IMAGES,))
+    assert not net.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    proto = onnx.load(Path(bnfold.__file__).parent / "data/demo.onnx")
+    stored = proto.SerializeToString()
+    bnfold.fold(proto)
+    assert proto.SerializeToString() == stored
+    assert np.isfinite(net(IMAGES).detach().numpy()).all()
