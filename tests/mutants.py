@@ -145,8 +145,8 @@ MUTANTS = (
     Mutant(
         "torch: views and writes not looked at",
         "frontends/torch/graph.py",
-        "[Reason.MUTATED_IN_PLACE] if value in self.pinned else []",
-        "[]",
+        "if self.data(node) in self.pinned:",
+        "if False:",
     ),
     Mutant("torch: hooks not looked at", "frontends/torch/graph.py", "return Reason.HOOKED", "pass"),
 )

@@ -287,6 +287,18 @@ ROWS = (
     Row("linear", chain(nn.Linear(5, 3), nn.BatchNorm1d(3)), (vectors(2, 5),), (PRODUCER,), (UNKNOWN,)),
     Row("flattened linear", chain(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3)), (vectors(2, 3, 4),), (PRODUCER,)),
     Row(
+        "linear, transpose, norm of equal sizes",
+        function(lambda m, x: m.bn(m.fc(x).transpose(1, 2)), fc=nn.Linear(5, 3), bn=nn.BatchNorm1d(3).eval()),
+        (vectors(2, 3, 5),),
+        (Reason.NO_LINEAR_PRODUCER,),
+    ),
+    Row(
+        "linear, reshape, norm of equal sizes",
+        function(lambda m, x: m.bn(m.fc(x).reshape(-1, 3, 2)), fc=nn.Linear(5, 3), bn=nn.BatchNorm1d(3).eval()),
+        (vectors(2, 2, 5),),
+        (Reason.NO_LINEAR_PRODUCER,),
+    ),
+    Row(
         "sequence of equal sizes",
         chain(nn.Linear(5, 3), nn.BatchNorm1d(3)),
         (vectors(2, 3, 5),),
