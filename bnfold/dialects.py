@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -50,8 +51,11 @@ class Dialect:
     write: Callable[[Path, Any], tuple[Path, ...]]
 
     def version(self) -> str:
-        """The installed version of the runtime."""
-        return metadata.version(self.runtime)
+        """The installed version of the runtime, which has another name where it is built for GPUs."""
+        for name in (self.runtime, f"{self.runtime}-gpu"):
+            with suppress(metadata.PackageNotFoundError):
+                return metadata.version(name)
+        return "not installed"
 
 
 def onnx_dialect() -> Dialect:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import bnfold
+from bnfold.dialects import onnx_dialect
 from bnfold.errors import BnfoldError, NotEquivalent, Rejected, UsageError
 from bnfold.folding import FoldOptions
 from bnfold.pipeline import run_bench, run_export, run_fold
@@ -214,3 +216,14 @@ def test_what_is_passed_in_stays_as_it_is() -> None:
     bnfold.fold(proto)
     assert proto.SerializeToString() == stored
     assert np.isfinite(net(IMAGES).detach().numpy()).all()
+
+
+@pytest.mark.parametrize("installed", ["onnxruntime-gpu", None])
+def test_the_runtime_may_be_built_for_gpus_or_missing(installed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != installed:
+            raise metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert onnx_dialect().version() == ("1.2.3" if installed else "not installed")
