@@ -6,6 +6,7 @@ neutral: no framework is imported here, and nothing is printed.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from bnfold.folding import FoldReport
     from bnfold.model import ModelFacts
     from bnfold.verify.result import Verification
+
+_log = logging.getLogger("bnfold")
+_log.addHandler(logging.NullHandler())  # silent unless the application listens
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,13 @@ class Run:
         warning = Warning(code, message)
         if warning not in self.warnings:
             self.warnings.append(warning)
+            _log.warning("%s: %s", code, message)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Say that a stage begins, and note how long it took (in seconds) even if it fails."""
         self.progress(name)
+        _log.info(name)
         start = time.perf_counter()
         try:
             yield

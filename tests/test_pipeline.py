@@ -227,3 +227,16 @@ def test_the_runtime_may_be_built_for_gpus_or_missing(installed: str | None, mon
 
     monkeypatch.setattr(metadata, "version", version)
     assert onnx_dialect().version() == ("1.2.3" if installed else "not installed")
+
+
+def test_the_library_logs_and_prints_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = torch.export.export(network().half(), (IMAGES.half(),))
+    torch.export.save(program, tmp_path / "half.pt2")
+    with caplog.at_level("INFO", logger="bnfold"):
+        bnfold.export(tmp_path / "half.pt2", tmp_path / "half.onnx")
+    said = [record.message for record in caplog.records if record.name == "bnfold"]
+    assert "fold" in said
+    assert any(line.startswith("converted: ") for line in said)
+    assert capfd.readouterr() == ("", "")
