@@ -119,6 +119,12 @@ def test_a_batch_norm_that_stays_breaks_the_policy(demo: Path) -> None:
     assert main(["inspect", str(demo), "--fail-on-unfolded", *accepted]) == Exit.OK
 
 
+def test_a_model_that_is_not_there_and_a_folder_that_is_not_there(demo: Path) -> None:
+    assert bnfold("fold", demo.with_name("missing.onnx")).returncode == Exit.REJECTED
+    assert bnfold("fold", demo, "-o", demo.parent / "missing" / "out.onnx").returncode == Exit.ENVIRONMENT
+    assert bnfold("fold").returncode == Exit.USAGE
+
+
 def test_a_gate_that_is_missed(demo: Path) -> None:
     words = ["--gate", "bn<=0", "--processes", "2", "--budget", "1", "--json"]
     ran = bnfold("bench", demo, *words)
