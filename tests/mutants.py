@@ -127,9 +127,7 @@ MUTANTS = (
         "return _odd_float32(array).astype(ml_dtypes.bfloat16)",
         "return array.astype(ml_dtypes.bfloat16)",
     ),
-    Mutant(
-        "torch: batch statistics accepted", "frontends/torch/lenses.py", "if training is not False or call", "if call"
-    ),
+    Mutant("torch: batch statistics accepted", "frontends/torch/lenses.py", "if trains(call) or call", "if call"),
     Mutant(
         "torch: padding='same' pads nothing",
         "frontends/torch/lenses.py",

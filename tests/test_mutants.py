@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutants import MUTANTS, caught_by, copy_tree
+from mutants import MUTANTS, ROOT, caught_by, copy_tree
 
 NUMPY_ONLY = ("tests/test_algebra.py", "tests/test_folding.py")
 SHORT = ("sqrt(var) + eps", "pending operator forgotten")
@@ -23,3 +23,8 @@ def test_a_wrong_fold_is_caught(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mutant", WITH_TORCH, ids=lambda mutant: mutant.name)
 def test_every_wrong_fold_is_caught(mutant: object, tmp_path: Path) -> None:
     assert caught_by(mutant, copy_tree(tmp_path))  # type: ignore[arg-type]
+
+
+def test_every_mutant_still_finds_its_line() -> None:
+    for mutant in MUTANTS:
+        assert mutant.before in (ROOT / "bnfold" / mutant.file).read_text(), mutant.name
