@@ -16,7 +16,7 @@ from typing import Generic
 from bnfold.algebra import ChannelAffine, LinearOp
 from bnfold.errors import PolicyViolation
 from bnfold.graph import Graph, N, Reading, Reason, Refusal, SharedWeight, Site, Use, V
-from bnfold.rules import Rule, Step, into_consumer, into_producer
+from bnfold.rules import RULES, Rule, Step
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ def decide(graph: Graph[N, V], refused: Mapping[N, Refusal]) -> tuple[Plan[N, V]
     order = [node for node in graph.affines() if node not in refused]
     while True:
         settled = len(plan.gone)
-        upstream = _try_rule(plan, into_producer, order)
-        downstream = _try_rule(plan, into_consumer, order[::-1])
+        upstream, downstream = (
+            _try_rule(plan, rule, way) for rule, way in zip(RULES, (order, order[::-1]), strict=True)
+        )
         if len(plan.gone) == settled:
             break
     left = {node: _telling(upstream[node], downstream[node]) for node in order if node not in plan.gone}

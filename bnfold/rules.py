@@ -3,7 +3,7 @@
     into_producer   affine @ linear   absorbed by the operator that makes the value it reads
     into_consumer   linear @ affine   absorbed by every operator that reads its result
 
-To add a rule: one function, its place in `RULES`, one row in `tests/cases.py`.
+To add a rule: one function, its place in `RULES`, rows in `tests/test_folding.py`.
 """
 
 from __future__ import annotations

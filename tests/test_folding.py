@@ -369,7 +369,7 @@ def test_a_chain_settles_in_one_round(end: str, monkeypatch: pytest.MonkeyPatch)
         asked.append(node)
         return into_consumer(plan, node, affine)
 
-    monkeypatch.setattr("bnfold.folding.into_consumer", counted)
+    monkeypatch.setattr("bnfold.folding.RULES", (into_producer, counted))
     if end == "before":
         cells = {"n0": conv("x")} | {f"n{index}": scaling(f"n{index - 1}") for index in range(1, 20)}
     else:

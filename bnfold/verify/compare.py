@@ -122,7 +122,6 @@ class Meter:
     differ: int = 0
     excused: int = 0
     beyond: int = 0
-    overflowed: int = 0
     mismatch: str | None = None
 
     def add(self, exact: Array, reference: Array, candidate: Array) -> None:
@@ -146,7 +145,6 @@ class Meter:
 
     def _add_numbers(self, exact: Array, reference: Array, candidate: Array) -> None:
         if np.any(np.isfinite(exact) & ~np.isfinite(reference)):
-            self.overflowed += 1
             return
         if not np.isfinite(reference).any():
             return
