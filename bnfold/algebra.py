@@ -13,13 +13,15 @@ All numbers are float64. Nothing here knows a graph, a framework or the dtype th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bnfold.origin import Chain, Joined, Leaf, Origin, Part, Stack
 
 Array = NDArray[np.float64]
 
@@ -28,12 +30,14 @@ Array = NDArray[np.float64]
 class ChannelAffine:
     """`scale[c] · x + shift[c]`, where `c` is the index along `axis` of the value (counted from 0).
 
-    `scale` and `shift` have the shape `(channels,)`.
+    `scale` and `shift` have the shape `(channels,)`. An `axis` of None means one number for the whole value: the shape
+    is `(1,)` then. `origin` says which affines of the model the numbers come from.
     """
 
     scale: Array
     shift: Array
-    axis: int
+    axis: int | None
+    origin: Origin | None = None
 
     @classmethod
     def normalisation(
@@ -43,6 +47,14 @@ class ChannelAffine:
         scale = gamma / np.sqrt(variance + epsilon)
         return cls(scale, beta - mean * scale, axis)
 
+    @classmethod
+    def stacked(cls, parts: Sequence[tuple[ChannelAffine | None, int]], axis: int) -> ChannelAffine:
+        """Affines side by side along `axis`, each with its number of channels; None is the identity."""
+        scales = [np.broadcast_to(1.0 if each is None else each.scale, (size,)) for each, size in parts]
+        shifts = [np.broadcast_to(0.0 if each is None else each.shift, (size,)) for each, size in parts]
+        origin = Stack(tuple((each.origin if each else None, size) for each, size in parts))
+        return cls(np.concatenate(scales), np.concatenate(shifts), axis, origin)
+
     @property
     def channels(self) -> int:
         return len(self.scale)
@@ -51,6 +63,65 @@ class ChannelAffine:
     def shifts(self) -> bool:
         """Whether any channel is moved, not only scaled."""
         return bool(np.any(self.shift != 0))
+
+    @property
+    def scales(self) -> bool:
+        """Whether any channel is scaled, not only moved."""
+        return bool(np.any(self.scale != 1))
+
+    @property
+    def is_identity(self) -> bool:
+        return not (self.scales or self.shifts)
+
+    def named(self, name: str) -> ChannelAffine:
+        """The affine of the node of this name, where it stands; one channel is no channel."""
+        return replace(self, origin=Leaf(name), axis=None if self.channels == 1 else self.axis)
+
+    def along(self, axis: int | None) -> ChannelAffine:
+        """The same numbers along another axis."""
+        return replace(self, axis=axis)
+
+    def take(self, index: NDArray[np.intp], axis: int | None) -> ChannelAffine:
+        """Channel `i` of the result is channel `index[i]` of this one, or the identity where that is −1."""
+        ours = np.where(index < 0, -1, 0 if self.axis is None else index)
+        scale = np.append(self.scale, 1.0)[ours]
+        shift = np.append(self.shift, 0.0)[ours]
+        return ChannelAffine(scale, shift, axis if len(index) > 1 else None, self.origin and Part(self.origin, ours))
+
+    def onto(self, channels: int, axis: int) -> ChannelAffine:
+        """As an affine of so many channels along an axis: what it is already, unless it is uniform."""
+        return self.take(np.zeros(channels, dtype=np.intp), axis).along(axis) if self.axis is None else self
+
+    def alike(self) -> ChannelAffine:
+        """As one number for the whole value, where every channel has the same."""
+        same = self.channels and (self.scale == self.scale[0]).all() and (self.shift == self.shift[0]).all()
+        return self.take(np.zeros(1, dtype=np.intp), None) if same else self
+
+    def scaling(self) -> ChannelAffine:
+        """Its scale alone."""
+        origin = self.origin and Part(self.origin, shifted=0.0)
+        return ChannelAffine(self.scale, np.zeros_like(self.shift), self.axis, origin)
+
+    def shifting(self, factor: float = 1.0) -> ChannelAffine:
+        """Its shift alone, times a factor."""
+        origin = self.origin and Part(self.origin, scaled=False, shifted=factor)
+        return ChannelAffine(np.ones_like(self.scale), self.shift * factor, self.axis, origin)
+
+    def opposite(self) -> ChannelAffine:
+        """Its scale and the negated shift."""
+        origin = self.origin and Part(self.origin, shifted=-1.0)
+        return ChannelAffine(self.scale, -self.shift, self.axis, origin)
+
+    def joined(self, other: ChannelAffine) -> ChannelAffine:
+        """The affine of a sum of two terms with these affines, whose scales are equal."""
+        origin = Joined(self.origin, other.origin) if self.origin and other.origin else None
+        axis = self.axis if self.axis is not None else other.axis
+        scale, shift = np.broadcast_arrays(self.scale, self.shift + other.shift)
+        return ChannelAffine(scale, shift, axis, origin)
+
+    def same_as(self, other: ChannelAffine) -> bool:
+        """Whether both are the same map of the same value."""
+        return self.axis == other.axis and self.digest == other.digest
 
     @cached_property
     def digest(self) -> bytes:
@@ -64,7 +135,10 @@ class ChannelAffine:
     def __matmul__(self, first: ChannelAffine | LinearOp) -> ChannelAffine | LinearOp:
         if isinstance(first, LinearOp):
             return first.then(self)
-        return ChannelAffine(self.scale * first.scale, self.scale * first.shift + self.shift, self.axis)
+        axis = self.axis if self.axis is not None else first.axis
+        origin = Chain(first.origin, self.origin) if self.origin and first.origin else None
+        with np.errstate(over="ignore", invalid="ignore"):  # who takes the numbers in refuses what is not finite
+            return ChannelAffine(self.scale * first.scale, self.scale * first.shift + self.shift, axis, origin)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Folded(Generic[M]):
     report: FoldReport
 
     def __repr__(self) -> str:
-        return f"Folded({type(self.model).__name__}, {self.report.folded} of {len(self.report.outcomes)} batch norms)"
+        return f"Folded({type(self.model).__name__}, {self.report.folded} of {len(self.report.norms)} batch norms)"
 
 
 def fold(

@@ -5,12 +5,13 @@ Front ends fill these records from the model as read, on another path than the o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 Tensor = NDArray[Any]
+Elementwise = Literal["add", "sub", "rsub", "mul", "div", "neg"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,24 @@ class StoredNorm:
 
 
 @dataclass(frozen=True)
+class StoredAffine:
+    """An elementwise operator with one constant operand, in its stored shape and dtype; None where it has none.
+
+    `add`, `sub`, `mul` and `div` have the constant second, or do not care; `rsub` subtracts from it.
+    """
+
+    op: Elementwise
+    constant: Tensor | None
+
+
+@dataclass(frozen=True)
 class StoredLinear:
     """The parameters of one linear operator in its stored layout and dtype.
 
     `conv`: weight `(out, in / groups, *kernel)`. `conv_transpose`: `(in, out / groups, *kernel)`.
     `matmul`: `(in, out)`. `linear`: `(out, in)`. `alpha` and `beta` scale weight and bias when the operator runs
-    (Gemm); `bias` broadcasts to `(out,)`, None where there is none.
+    (Gemm); `bias` broadcasts to `(out,)`, None where there is none. `added` is the elementwise operator that adds it,
+    where that one may have been taken for an affine of its own.
     """
 
     layout: Literal["conv", "conv_transpose", "matmul", "linear"]
@@ -39,6 +52,7 @@ class StoredLinear:
     groups: int = 1
     alpha: float = 1.0
     beta: float = 1.0
+    added: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,3 +61,4 @@ class Evidence:
 
     norms: dict[str, StoredNorm]
     linears: dict[str, StoredLinear]
+    affines: dict[str, StoredAffine] = field(default_factory=dict)

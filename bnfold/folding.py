@@ -8,15 +8,16 @@ round after each fold.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Generic
 
 from bnfold.algebra import ChannelAffine, LinearOp
 from bnfold.errors import PolicyViolation
 from bnfold.graph import Graph, N, Reading, Reason, Refusal, SharedWeight, Site, Use, V
-from bnfold.rules import RULES, Rule, Step
+from bnfold.origin import Origin
+from bnfold.rules import RULES, Rule, Side, Step, Taken
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class FoldOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one affine. `into` are the operators that took it; `refusal` says why it stays."""
+    """What became of one affine. `into` are the operators that took it, `via` those it crossed on the way there;
+    `refusal` says why it stays. `is_norm` tells a batch norm from any other affine. `copied_bytes` is what copies of
+    shared weights added for its sake, each copy counted once, for the first affine that needed it."""
 
     site: Site
     channels: int | None
@@ -38,63 +41,109 @@ class Outcome:
     rule: str | None
     into: tuple[Site, ...]
     refusal: Refusal | None
+    via: tuple[Site, ...] = ()
+    is_norm: bool = True
+    copied_bytes: int = 0
 
     @property
     def folded(self) -> bool:
         return self.refusal is None
 
 
+@dataclass(frozen=True, eq=False)
+class Absorbed:
+    """One affine that the operator of this name took in, in front of it or behind it; None where it does nothing."""
+
+    operator: str | None
+    side: Side
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A shared weight that these operators do not share any more, and the bytes that this added."""
+
+    operators: tuple[Site, ...]
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class FoldReport:
-    """One row per batch norm of the model, in topological order."""
+    """One row per affine of the model, in topological order; `absorbed` is what was composed, in order;
+    `copies` are the weights that were shared and are not any more.
+
+    `folded`, `left` and `raise_if_unfolded` speak of batch norms; other affines have rows of their own.
+    """
 
     outcomes: tuple[Outcome, ...]
+    absorbed: tuple[Absorbed, ...] = ()
+    copies: tuple[Copied, ...] = ()
+
+    @property
+    def norms(self) -> tuple[Outcome, ...]:
+        """The rows of the batch norms."""
+        return tuple(outcome for outcome in self.outcomes if outcome.is_norm)
 
     @property
     def folded(self) -> int:
-        return sum(outcome.folded for outcome in self.outcomes)
+        return sum(outcome.folded for outcome in self.norms)
 
     @property
     def left(self) -> int:
-        return len(self.outcomes) - self.folded
+        return len(self.norms) - self.folded
 
     def unaccepted(self, accept: Iterable[str] = ()) -> tuple[Outcome, ...]:
-        """The affines left for a reason whose code is not in `accept`."""
+        """The batch norms left for a reason whose code is not in `accept`."""
         accepted = set(accept)
-        return tuple(o for o in self.outcomes if o.refusal and o.refusal.reason.code not in accepted)
+        return tuple(o for o in self.norms if o.refusal and o.refusal.reason.code not in accepted)
 
     def raise_if_unfolded(self, accept: Iterable[str] = ()) -> None:
-        """Raise `PolicyViolation` if an affine is left for a reason that `accept` does not name."""
+        """Raise `PolicyViolation` if a batch norm is left for a reason that `accept` does not name."""
         if left := self.unaccepted(accept):
             codes = Counter(o.refusal.reason.code for o in left if o.refusal)
             found = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-            raise PolicyViolation(f"{len(left)} of {len(self.outcomes)} batch norms are left: {found}")
+            raise PolicyViolation(f"{len(left)} of {len(self.norms)} batch norms are left: {found}")
 
     def __repr__(self) -> str:
-        return f"FoldReport({self.folded} of {len(self.outcomes)} batch norms folded)"
+        return f"FoldReport({self.folded} of {len(self.norms)} batch norms folded)"
 
 
 @dataclass
 class Plan(Generic[N, V]):
-    """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched."""
+    """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched.
+
+    `kept` are affines that must stay as they are. `assumed` are nodes taken for an Identity, `ignored` are readers
+    taken for absent: what if they were?
+    """
 
     graph: Graph[N, V]
+    kept: Set[N] = frozenset()
     pending: dict[N, LinearOp] = field(default_factory=dict)
     gone: dict[N, Step[N]] = field(default_factory=dict)
+    taken: list[Taken[N]] = field(default_factory=list)
     _readings: dict[N, Reading] = field(default_factory=dict)
 
     def affines(self) -> Sequence[N]:
         return self.graph.affines()
+
+    def is_norm(self, node: N) -> bool:
+        return self.graph.is_norm(node)
+
+    def position(self, node: N) -> int:
+        return self.graph.position(node)
 
     def site(self, node: N) -> Site:
         return self.graph.site(node)
 
     def data(self, node: N) -> V:
         """The value the node reads, behind every affine that vanished."""
-        value = self.graph.data(node)
-        while (maker := self.graph.producer(value)) is not None and maker in self.gone:
-            value = self.graph.data(maker)
-        return value
+        return self._behind(self.graph.data(node))
+
+    def inputs(self, node: N) -> Sequence[V]:
+        return [self._behind(value) for value in self.graph.inputs(node)]
+
+    def outputs(self, node: N) -> Sequence[V]:
+        return self.graph.outputs(node)
 
     def result(self, node: N) -> V:
         return self.graph.result(node)
@@ -114,15 +163,27 @@ class Plan(Generic[N, V]):
                     found.append(use)
         return found
 
+    def _behind(self, value: V) -> V:
+        while (maker := self.graph.producer(value)) is not None and maker in self.gone:
+            value = self.graph.data(maker)
+        return value
+
     def read(self, node: N) -> Reading:
         if node in self.pending:
             return self.pending[node]
+        return Reason.NOT_LINEAR if node in self.kept else self.original(node)
+
+    def original(self, node: N) -> Reading:
+        """What the node is in the graph that is not touched."""
         if node not in self._readings:
             self._readings[node] = self.graph.read(node)
         return self._readings[node]
 
     def fits(self, node: N, op: LinearOp) -> Reason | None:
         return self.graph.fits(node, op)
+
+    def inserts(self, node: N, op: LinearOp) -> bool:
+        return self.graph.inserts(node, op)
 
     def shared(self, node: N) -> SharedWeight | None:
         return self.graph.shared(node)
@@ -133,7 +194,8 @@ class Plan(Generic[N, V]):
     def accept(self, step: Step[N]) -> None:
         """Take a decision into the plan."""
         self.pending.update(step.writes)
-        self.gone[step.affine] = step
+        self.gone.update(dict.fromkeys(step.affines, step))
+        self.taken.extend(step.taken)
 
     def copies(self) -> dict[Hashable, int]:
         """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes."""
@@ -173,7 +235,7 @@ def decide(graph: Graph[N, V], refused: Mapping[N, Refusal]) -> tuple[Plan[N, V]
 
     Affines enter producers first to last and consumers last to first, so that a chain settles in one round.
     """
-    plan = Plan(graph)
+    plan = Plan(graph, refused.keys())
     order = [node for node in graph.affines() if node not in refused]
     while True:
         settled = len(plan.gone)
@@ -182,7 +244,7 @@ def decide(graph: Graph[N, V], refused: Mapping[N, Refusal]) -> tuple[Plan[N, V]
         )
         if len(plan.gone) == settled:
             break
-    left = {node: _telling(upstream[node], downstream[node]) for node in order if node not in plan.gone}
+    left = {node: _explained(plan, node, (upstream[node], downstream[node])) for node in order if node not in plan.gone}
     return plan, {**refused, **left}
 
 
@@ -192,7 +254,7 @@ def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refus
         if node in plan.gone:
             continue
         affine = plan.read(node)
-        answer = rule(plan, node, affine) if isinstance(affine, ChannelAffine) else _unreadable(affine)
+        answer = rule(plan, node, affine, None) if isinstance(affine, ChannelAffine) else _unreadable(affine)
         if isinstance(answer, Refusal):
             refusals[node] = answer
         else:
@@ -203,6 +265,24 @@ def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refus
 def _unreadable(reading: Reading) -> Refusal:
     assert isinstance(reading, Reason), "an affine reads as an affine or as the reason it is none"
     return Refusal(reading)
+
+
+def _explained(plan: Plan[N, V], node: N, refusals: Sequence[Refusal]) -> Refusal:
+    """The refusal that is true: the affine would fold if its blocker, and the fewest others, were not there."""
+    chains = [_obstacles(plan, node, rule) for rule in RULES]
+    complete = [chain for chain in chains if chain is not None]
+    if not complete:
+        return _telling(*refusals)
+    vague = (Reason.NO_LINEAR_PRODUCER, Reason.SHARED_OUTPUT)
+    best = min(complete, key=lambda chain: (len(chain), chain[0].reason in vague))
+    return replace(best[0], also=tuple(each.blocker for each in best[1:] if each.blocker is not None))
+
+
+def _obstacles(plan: Plan[N, V], node: N, rule: Rule) -> list[Refusal] | None:
+    """What would have to go for a rule to fold the affine, in order; None where nothing would help."""
+    affine, found = plan.read(node), list[Refusal]()
+    answer = rule(plan, node, affine, found) if isinstance(affine, ChannelAffine) else None
+    return found if isinstance(answer, Step) else None
 
 
 def _telling(upstream: Refusal, downstream: Refusal) -> Refusal:
@@ -237,8 +317,15 @@ def _reads(plan: Plan[N, V], node: N, key: Hashable) -> bool:
 
 
 def _report(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> FoldReport:
+    copies = plan.copies()
+    unclaimed = dict(copies)
+
+    def copied_by(step: Step[N]) -> int:
+        weights = [weight for writer, _ in step.writes if (weight := plan.shared(writer))]
+        return sum(unclaimed.pop(weight.key, 0) for weight in weights)
+
     def outcome(node: N) -> Outcome:
-        affine, step = plan.read(node), plan.gone.get(node)
+        affine, step = plan.original(node), plan.gone.get(node)
         return Outcome(
             site=plan.site(node),
             channels=affine.channels if isinstance(affine, ChannelAffine) else None,
@@ -246,6 +333,18 @@ def _report(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> FoldReport:
             rule=step.rule if step else None,
             into=tuple(plan.site(writer) for writer, _ in step.writes) if step else (),
             refusal=None if step else refusals[node],
+            via=tuple(plan.site(crossed) for crossed in step.via) if step else (),
+            is_norm=plan.is_norm(node),
+            copied_bytes=copied_by(step) if step else 0,
         )
 
-    return FoldReport(tuple(outcome(node) for node in plan.affines()))
+    parted = tuple(
+        Copied(tuple(plan.site(node) for node in plan.pending if _reads(plan, node, key)), nbytes)
+        for key, nbytes in copies.items()
+        if nbytes
+    )
+    absorbed = tuple(
+        Absorbed(None if taken.node is None else plan.site(taken.node).name, taken.side, taken.origin)
+        for taken in plan.taken
+    )
+    return FoldReport(tuple(outcome(node) for node in plan.affines()), absorbed, parted)

@@ -7,7 +7,7 @@ every dialect. Reading is total: whatever a node is, `read` answers with an oper
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeVar
 
@@ -142,6 +142,36 @@ class Reason(Enum):
         "its running statistics or saved statistics are outputs that the model uses",
         "drop these outputs: they belong to training",
     )
+    CHANNELS_MIXED = (
+        "channels-mixed",
+        "an operator on the way mixes or regroups the channels",
+        "nothing to do without changing the network",
+    )
+    JOINED = (
+        "joined",
+        "its output is added to, or put beside, a value that does not take the same scale",
+        "move the batch norm behind the join, or give every branch the same one",
+    )
+    GATED = (
+        "gated",
+        "its shift cannot cross a product of two values that are computed at run time",
+        "move the batch norm in front of the gate",
+    )
+    MIXED_SIGN_MAXPOOL = (
+        "mixed-sign-maxpool",
+        "a scale that is not positive would turn the maximum of a pool into a minimum",
+        "move the batch norm behind the pool's next linear layer, or keep gamma positive",
+    )
+    TOO_FAR = (
+        "too-far",
+        "no linear operator is found within 200 operators",
+        "remove needless operators from the model first",
+    )
+    NO_GAIN = (
+        "no-gain",
+        "the operators that would take it in need as many new nodes for a bias as would vanish",
+        "give these operators a bias, or leave it",
+    )
     NOT_READ = (
         "not-read",
         "nothing reads its output",
@@ -156,10 +186,15 @@ class Reason(Enum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """ "No" is an answer: why, and which node stands in the way (None: the affine itself)."""
+    """ "No" is an answer: why, and which node stands in the way (None: the affine itself, or no node).
+
+    `also` are the nodes that would have to go too. `node` is the blocker as its graph knows it.
+    """
 
     reason: Reason
     blocker: str | None = None
+    node: object = field(default=None, compare=False, repr=False)
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +207,29 @@ class Site:
     source: tuple[str, int] | None = None
 
 
-Reading = LinearOp | ChannelAffine | Reason
+Affines = tuple[ChannelAffine | None, ...]
+"""One affine per port; None is the identity."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the inputs must become: all of `every`, and one of `either`, each a port and its affine, if any."""
+
+    every: Affines
+    either: tuple[tuple[int, ChannelAffine], ...] = ()
+
+
+class Passage(Protocol):
+    """An operator without weights, as an affine sees it. Ports count the values that it maps, and those it makes."""
+
+    def upstream(self, port: int, affine: ChannelAffine) -> Asked | Reason:
+        """What must happen to the inputs for output `port` to become `affine(output)`."""
+
+    def downstream(self, affines: Affines) -> Affines | Reason:
+        """What must be done to each output once each of these affines is taken off its input."""
+
+
+Reading = LinearOp | ChannelAffine | Passage | Reason
 
 
 def batch_norm(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> ChannelAffine | Reason:
@@ -203,10 +260,25 @@ class SharedWeight:
 
 
 class View(Protocol[N, V]):
-    """A graph as rules see it. A node that is neither an affine nor a linear operator is opaque, never an error."""
+    """A graph as rules see it. A node that is no affine, linear operator or passage is opaque, never an error."""
 
     def affines(self) -> Sequence[N]:
-        """Every batch norm of the model, foldable or not, in topological order."""
+        """Every batch norm and every other affine of the model, foldable or not, in topological order.
+
+        An affine that is no batch norm is an elementwise operator with one constant operand: Add, Sub, Mul, Div, Neg.
+        """
+
+    def is_norm(self, node: N) -> bool:
+        """Whether an affine is a batch norm."""
+
+    def position(self, node: N) -> int:
+        """Where the node stands in a topological order of its graph."""
+
+    def inputs(self, node: N) -> Sequence[V]:
+        """The values that a passage maps, by port; all values that any other node reads as a tensor."""
+
+    def outputs(self, node: N) -> Sequence[V]:
+        """The values that a node makes, by port; of an affine or a linear operator, its result."""
 
     def site(self, node: N) -> Site:
         """Where the node is, in the user's words."""
@@ -228,10 +300,13 @@ class View(Protocol[N, V]):
         """
 
     def read(self, node: N) -> Reading:
-        """What the node is: an operator, or the reason it is none that folds (`NOT_LINEAR` where nothing special)."""
+        """What the node is, or the reason it is nothing that an affine can enter or cross (`NOT_LINEAR` mostly)."""
 
     def fits(self, node: N, op: LinearOp) -> Reason | None:
         """What `write` could not hold, said before deciding."""
+
+    def inserts(self, node: N, op: LinearOp) -> bool:
+        """Whether `write` would need a new node for this operator: the bias of a matrix product that has none."""
 
     def shared(self, node: N) -> SharedWeight | None:
         """The weight of a linear operator, if other nodes read it too."""

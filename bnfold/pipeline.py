@@ -20,6 +20,7 @@ from bnfold.graph import Reason
 from bnfold.loading import Loaded, Source, load, sha256
 from bnfold.loading.suggestions import command
 from bnfold.programs import as_program
+from bnfold.reports.findings import findings
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_folded, check_models, enforce, plan_of
 from bnfold.verify.compare import Tolerance
@@ -294,6 +295,7 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
         run.before = dialect.facts(model)
         folded, run.fold = dialect.fold(model, options)
         run.after = dialect.facts(folded)
+        run.findings += findings(dialect.evidence(model), dialect.evidence(folded), run.fold)
     excluded = sum(
         outcome.refusal is not None and outcome.refusal.reason is Reason.EXCLUDED for outcome in run.fold.outcomes
     )

@@ -1,91 +1,403 @@
 """Two rules fold an affine. Each decides and returns a value; nothing is touched here.
 
-    into_producer   affine @ linear   absorbed by the operator that makes the value it reads
-    into_consumer   linear @ affine   absorbed by every operator that reads its result
+    into_producer   affine @ linear   absorbed by the operators that make the value it reads
+    into_consumer   linear @ affine   absorbed by the operators that read its result
 
-To add a rule: one function, its place in `RULES`, rows in `tests/test_folding.py`.
+Absorbing is one question, all or nothing: can this value be replaced by `affine(value)`? A linear operator says yes by
+composing; another affine composes and passes the question on, and so does a passage; anything else answers with its
+`Reason`. What is decided on the way is collected in a `Draft`, which is dropped with the refusal.
+
+To add a rule: one function, its place in `RULES`, rows in `tests/cases.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal
 
 from bnfold.algebra import ChannelAffine, LinearOp
-from bnfold.graph import N, Reason, Refusal, V, View
+from bnfold.graph import Affines, Asked, N, Passage, Reading, Reason, Refusal, Use, V, View
+from bnfold.origin import Origin
+
+FARTHEST = 200
+MOST_QUESTIONS = 2000
+MOST_OBSTACLES = 64
+Side = Literal["after", "before"]
+
+
+@dataclass(frozen=True, eq=False)
+class Taken(Generic[N]):
+    """One affine that one operator takes in, behind it or in front of it; no operator where it does nothing."""
+
+    node: N | None
+    side: Side
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
+class Step(Generic[N]):
+    """A decision: these affines vanish, these operators take them in, and the way leads through these passages."""
+
+    rule: str
+    affines: tuple[N, ...]
+    writes: tuple[tuple[N, LinearOp], ...]
+    via: tuple[N, ...] = ()
+    taken: tuple[Taken[N], ...] = ()
 
 
 @dataclass(frozen=True)
-class Step(Generic[N]):
-    """A decision: these operators take the affine in, and it vanishes."""
+class Wire:
+    """What an obstacle is taken for when asking what would be if it were not there: an Identity of one input."""
 
-    rule: str
-    affine: N
-    writes: tuple[tuple[N, LinearOp], ...]
+    inputs: int
+    outputs: int
+
+    def upstream(self, port: int, affine: ChannelAffine) -> Asked | Reason:
+        return Asked((None,) * self.inputs, tuple((index, affine) for index in range(self.inputs)))
+
+    def downstream(self, affines: Affines) -> Affines | Reason:
+        first = next((affine for affine in affines if affine is not None), None)
+        return (first,) + (None,) * (self.outputs - 1)
 
 
-def into_producer(graph: View[N, V], node: N, affine: ChannelAffine) -> Step[N] | Refusal:
-    """`affine(W x + b)`: legal if nobody else reads `W x + b`."""
-    value = graph.data(node)
+@dataclass
+class Draft(Generic[N, V]):
+    """What one attempt has decided so far.
+
+    `obstacles` is None where the attempt ends at the first refusal. Else it goes on as if the blocker were an Identity,
+    or, where it only reads a value that would change, as if it did not; and the refusal is noted. `asked` counts the
+    questions of an attempt and of all that were tried within it.
+    """
+
+    graph: View[N, V]
+    writes: dict[N, LinearOp] = field(default_factory=dict)
+    vanished: list[N] = field(default_factory=list)
+    via: list[N] = field(default_factory=list)
+    taken: list[Taken[N]] = field(default_factory=list)
+    obstacles: list[Refusal] | None = None
+    asked: list[int] = field(default_factory=lambda: [0])
+
+    def read(self, node: N) -> Reading:
+        if self._is_wire(node):
+            return Wire(len(self.graph.inputs(node)), len(self.graph.outputs(node)))
+        return self.writes.get(node) or self.graph.read(node)
+
+    def uses(self, value: V) -> Sequence[Use[N] | Reason]:
+        uses = self.graph.uses(value)
+        if not self.obstacles:
+            return uses
+        absent = [refusal.node for refusal in self.obstacles if _is_reader(refusal)]
+        there = [use for use in uses if isinstance(use, Reason) or use[0] not in absent]
+        return [(use[0], 0) if not isinstance(use, Reason) and self._is_wire(use[0]) else use for use in there]
+
+    def _is_wire(self, node: N) -> bool:
+        return any(refusal.node == node and not _is_reader(refusal) for refusal in self.obstacles or ())
+
+    def suppose(self, refusal: Refusal) -> bool:
+        """Go on without this obstacle, if that is what was asked and it is one that could go."""
+        if self.obstacles is None or refusal.node is None or len(self.obstacles) >= MOST_OBSTACLES:
+            return False
+        if any(known.node == refusal.node and _is_reader(known) == _is_reader(refusal) for known in self.obstacles):
+            return False
+        self.obstacles.append(refusal)
+        return True
+
+    def copy(self) -> Draft[N, V]:
+        lists = (list(self.vanished), list(self.via), list(self.taken))
+        obstacles = None if self.obstacles is None else list(self.obstacles)
+        return Draft(self.graph, dict(self.writes), *lists, obstacles, self.asked)
+
+    def become(self, other: Draft[N, V]) -> None:
+        """Take the decisions of an attempt that succeeded."""
+        self.writes, self.vanished, self.via, self.taken = other.writes, other.vanished, other.via, other.taken
+        if self.obstacles is not None:
+            self.obstacles[:] = other.obstacles or ()
+
+    def absorb(self, node: N, op: LinearOp, affine: ChannelAffine, side: Side) -> Refusal | None:
+        """Compose an affine with an operator, behind it or in front of it."""
+        axis, channels = (op.out_axis, op.out_channels) if side == "after" else (op.in_axis, op.in_channels)
+        affine = affine.onto(channels, axis)
+        if (affine.axis, affine.channels) != (axis, channels):
+            return self.refuse(Reason.AXIS_DIFFERS, node)
+        if side == "before" and op.bordered and affine.shifts:
+            return self.refuse(Reason.PADDED_BORDER, node)
+        folded = affine @ op if side == "after" else op @ affine
+        if reason := self.graph.fits(node, folded):
+            return self.refuse(reason, node)
+        self.writes[node] = folded
+        assert affine.origin is not None, "an affine of the model has a name"
+        self.taken.append(Taken(node, side, affine.origin))
+        return None
+
+    def cancel(self, affine: ChannelAffine, side: Side) -> None:
+        """Note affines that do nothing together."""
+        assert affine.origin is not None, "an affine of the model has a name"
+        self.taken.append(Taken(None, side, affine.origin))
+
+    def conclude(self, rule: str) -> Step[N] | Refusal:
+        """The decision, unless it makes no less of the graph. A batch norm may become the bias of a matrix product."""
+        if not self.taken:
+            return Refusal(Reason.NOT_READ)
+        news = [node for node, op in self.writes.items() if self._inserts(node, op)]
+        if len(news) + (not any(map(self.graph.is_norm, self.vanished))) > len(self.vanished):
+            return self.refuse(Reason.NO_GAIN, news[0])
+        via = tuple(dict.fromkeys(self.via))
+        return Step(rule, tuple(self.vanished), tuple(self.writes.items()), via, tuple(self.taken))
+
+    def _inserts(self, node: N, op: LinearOp) -> bool:
+        before = self.graph.read(node)
+        done = isinstance(before, LinearOp) and before.steps and self.graph.inserts(node, before)
+        return not done and self.graph.inserts(node, op)
+
+    def refuse(self, reason: Reason, node: N) -> Refusal:
+        return Refusal(reason, self.graph.site(node).name, node)
+
+
+def _is_reader(refusal: Refusal) -> bool:
+    """Whether the blocker is in the way by reading, not by what it computes."""
+    return refusal.reason is Reason.SHARED_OUTPUT
+
+
+Obstacles = list[Refusal] | None
+
+
+def into_producer(graph: View[N, V], node: N, affine: ChannelAffine, obstacles: Obstacles = None) -> Step[N] | Refusal:
+    """`affine(W x + b)`: legal if nobody else reads what changes."""
+    draft = Draft(graph, vanished=[node], obstacles=obstacles)
+    if not graph.uses(graph.result(node)):
+        return Refusal(Reason.NOT_READ)
+    refusal = _ask(draft, graph.data(node), affine.named(graph.site(node).name), node, 0)
+    return refusal or draft.conclude("into-producer")
+
+
+def into_consumer(graph: View[N, V], node: N, affine: ChannelAffine, obstacles: Obstacles = None) -> Step[N] | Refusal:
+    """`W affine(x) + b`: legal if every reader can take it, or pass it on to such."""
+    draft = Draft(graph, vanished=[node], obstacles=obstacles)
+    if not graph.uses(graph.result(node)):
+        return Refusal(Reason.NOT_READ)
+    refusal = _Flow(draft).run(graph.result(node), affine.named(graph.site(node).name))
+    return refusal or draft.conclude("into-consumer")
+
+
+def _ask(draft: Draft[N, V], value: V, affine: ChannelAffine, reader: N, depth: int) -> Refusal | None:
+    """Make `value` become `affine(value)`, of which only `reader` may notice."""
+    refusal = _ask_once(draft, value, affine, reader, depth)
+    while refusal is not None and draft.suppose(refusal):
+        refusal = _ask_once(draft, value, affine, reader, depth)
+    return refusal
+
+
+def _ask_once(draft: Draft[N, V], value: V, affine: ChannelAffine, reader: N, depth: int) -> Refusal | None:
+    graph = draft.graph
+    if affine.is_identity:
+        draft.cancel(affine, "after")
+        return _same_value(draft, value, graph.result(draft.vanished[0]))
     producer = graph.producer(value)
+    draft.asked[0] += 1
+    if depth > FARTHEST or draft.asked[0] > MOST_QUESTIONS:
+        return Refusal(Reason.TOO_FAR)
     if producer is None:
         return Refusal(Reason.NO_LINEAR_PRODUCER)
-    name = graph.site(producer).name
-    op = graph.read(producer)
-    if isinstance(op, ChannelAffine) or op is Reason.NOT_LINEAR:
-        return Refusal(Reason.NO_LINEAR_PRODUCER, name)
-    if isinstance(op, Reason):
-        return Refusal(op, name)
-    if reader := _other_reader(graph, value, node):
-        return reader
-    if op.out_axis != affine.axis or op.out_channels != affine.channels:
-        return Refusal(Reason.AXIS_DIFFERS, name)
-    folded = affine @ op
-    if reason := graph.fits(producer, folded):
-        return Refusal(reason, name)
-    return Step("into-producer", node, ((producer, folded),))
+    reading = draft.read(producer)
+    if isinstance(reading, Reason):
+        return draft.refuse(Reason.NO_LINEAR_PRODUCER if reading is Reason.NOT_LINEAR else reading, producer)
+    if refusal := _seen_by_others(draft, value, affine, reader):
+        return refusal
+    match reading:
+        case LinearOp() as op:
+            return draft.absorb(producer, op, affine, "after")
+        case ChannelAffine() as first:
+            return _through_affine(draft, producer, first, affine, depth)
+        case passage:
+            return _through(draft, producer, passage, graph.outputs(producer).index(value), affine, depth)
 
 
-def into_consumer(graph: View[N, V], node: N, affine: ChannelAffine) -> Step[N] | Refusal:
-    """`W affine(x) + b`: legal if every reader is a linear operator that can take it."""
-    uses = graph.uses(graph.result(node))
-    if not uses:
-        return Refusal(Reason.NOT_READ)
-    writes: list[tuple[N, LinearOp]] = []
-    for use in uses:
-        taken = use if isinstance(use, Reason) else _consumed(graph, use, affine)
-        if isinstance(taken, Reason):
-            return Refusal(taken, None if isinstance(use, Reason) else graph.site(use[0]).name)
-        writes.append(taken)
-    return Step("into-consumer", node, tuple(writes))
+def _same_value(draft: Draft[N, V], value: V, result: V) -> Refusal | None:
+    """An affine that does nothing goes, unless its result is written in place: then it is the copy."""
+    written = any(Reason.MUTATED_IN_PLACE in draft.graph.uses(each) for each in (value, result))
+    return Refusal(Reason.MUTATED_IN_PLACE) if written else None
 
 
-def _consumed(graph: View[N, V], use: tuple[N, int | None], affine: ChannelAffine) -> tuple[N, LinearOp] | Reason:
-    reader, port = use
-    op = graph.read(reader)
-    if isinstance(op, ChannelAffine) or op is Reason.NOT_LINEAR:
-        return Reason.READ_BY_NONLINEARITY
-    if isinstance(op, Reason):
-        return op
-    if port is None:
-        return Reason.PARAMETER_NOT_CONSTANT
-    if op.in_axis != affine.axis or op.in_channels != affine.channels:
-        return Reason.AXIS_DIFFERS
-    if op.bordered and affine.shifts:
-        return Reason.PADDED_BORDER
-    folded = op @ affine
-    return graph.fits(reader, folded) or (reader, folded)
+def _through_affine(
+    draft: Draft[N, V], node: N, first: ChannelAffine, affine: ChannelAffine, depth: int
+) -> Refusal | None:
+    """Both affines vanish together: alone, `first` could not. One that an earlier question took is there no more."""
+    if node in draft.vanished:
+        return _ask(draft, draft.graph.data(node), affine, node, depth + 1)
+    composed = compose(affine, first.named(draft.graph.site(node).name))
+    if composed is None:
+        return draft.refuse(Reason.AXIS_DIFFERS, node)
+    draft.vanished.append(node)
+    return _ask(draft, draft.graph.data(node), composed, node, depth + 1)
 
 
-def _other_reader(graph: View[N, V], value: V, node: N) -> Refusal | None:
-    for use in graph.uses(value):
-        if isinstance(use, Reason):
-            return Refusal(use)
-        if use[0] != node or use[1] is None:
-            return Refusal(Reason.SHARED_OUTPUT, graph.site(use[0]).name)
+def compose(second: ChannelAffine, first: ChannelAffine) -> ChannelAffine | None:
+    """`second @ first`, where both are along the same axis or one of them is along none."""
+    axes = {each.axis for each in (first, second)} - {None}
+    sizes = {each.channels for each in (first, second) if each.axis is not None}
+    return second @ first if len(axes) < 2 and len(sizes) < 2 else None
+
+
+def _through(
+    draft: Draft[N, V], node: N, passage: Passage, port: int, affine: ChannelAffine, depth: int
+) -> Refusal | None:
+    """Pass the question on to the inputs: to all that must change, then to one of those that may."""
+    asked = passage.upstream(port, affine)
+    if isinstance(asked, Reason):
+        return draft.refuse(Reason.NO_LINEAR_PRODUCER if asked is Reason.NOT_LINEAR else asked, node)
+    draft.via.append(node)
+    if refusal := _all_of(draft, node, passage, port, asked, depth):
+        return refusal
+    refusals, attempts = [], []
+    for choice, wish in asked.either:
+        attempt = draft.copy()
+        chosen = tuple(wish if index == choice else None for index in range(len(asked.every)))
+        refusal = _all_of(attempt, node, passage, port, Asked(chosen), depth)
+        if refusal is not None:
+            refusals.append(refusal)
+            continue
+        attempts.append(attempt)
+        if len(attempt.obstacles or ()) == len(draft.obstacles or ()):
+            break
+    if attempts:
+        draft.become(min(attempts, key=lambda attempt: len(attempt.obstacles or ())))
+        return None
+    return refusals[0] if refusals else None
+
+
+def _all_of(draft: Draft[N, V], node: N, passage: Passage, port: int, asked: Asked, depth: int) -> Refusal | None:
+    graph = draft.graph
+    made = passage.downstream(asked.every) if len(graph.outputs(node)) > 1 else ()
+    if isinstance(made, Reason):
+        return draft.refuse(made, node)
+    for index, effect in enumerate(made):
+        if index != port and effect is not None and (uses := draft.uses(graph.outputs(node)[index])):
+            return _shared(draft, uses[0])
+    for value, wish in zip(graph.inputs(node), asked.every, strict=True):
+        refusal = None if wish is None else _ask(draft, value, wish, node, depth + 1)
+        if refusal is not None:
+            return refusal
     return None
 
 
-Rule = Callable[[View[Any, Any], Any, ChannelAffine], Step[Any] | Refusal]
+def _seen_by_others(draft: Draft[N, V], value: V, affine: ChannelAffine, reader: N) -> Refusal | None:
+    """Who else would notice: a reader that takes only channels that do not change sees nothing, unless the result of
+    the affine is written: then it would see the write."""
+    mine = 0
+    written = Reason.MUTATED_IN_PLACE in draft.graph.uses(draft.graph.result(draft.vanished[0]))
+    for use in draft.uses(value):
+        if isinstance(use, Reason) or use[1] is None:
+            return _shared(draft, use)
+        mine += use[0] == reader
+        if mine > 1 or (use[0] != reader and (written or not _blind(draft, use[0], use[1], affine))):
+            return _shared(draft, use)
+    return None
+
+
+def _blind(draft: Draft[N, V], node: N, port: int, affine: ChannelAffine, farther: int = 8) -> bool:
+    """Whether a reader, or whoever reads on from it, takes only what does not change."""
+    passage = draft.graph.read(node)
+    if isinstance(passage, (LinearOp, ChannelAffine, Reason)):
+        return False
+    ports = len(draft.graph.inputs(node))
+    effects = passage.downstream(tuple(affine if index == port else None for index in range(ports)))
+    if isinstance(effects, Reason):
+        return False
+    changed = [(value, effect) for value, effect in zip(draft.graph.outputs(node), effects, strict=True) if effect]
+    return not changed or (farther > 0 and all(_unseen(draft, *change, farther - 1) for change in changed))
+
+
+def _unseen(draft: Draft[N, V], value: V, affine: ChannelAffine, farther: int) -> bool:
+    return not any(
+        isinstance(use, Reason) or use[1] is None or not _blind(draft, use[0], use[1], affine, farther)
+        for use in draft.uses(value)
+    )
+
+
+def _shared(draft: Draft[N, V], use: tuple[N, int | None] | Reason) -> Refusal:
+    return Refusal(use) if isinstance(use, Reason) else draft.refuse(Reason.SHARED_OUTPUT, use[0])
+
+
+@dataclass
+class _Flow(Generic[N, V]):
+    """An affine on its way to all readers: each node is visited once, when all that reaches it has arrived."""
+
+    draft: Draft[N, V]
+    arrived: dict[N, dict[int, ChannelAffine]] = field(default_factory=dict)
+    queue: list[tuple[int, int]] = field(default_factory=list)
+    nodes: list[N] = field(default_factory=list)
+
+    def run(self, value: V, affine: ChannelAffine) -> Refusal | None:
+        """Make every reader of `value` take in the affine that it no longer contains."""
+        refusal = self._spread(value, affine)
+        while refusal is None and self.queue:
+            node = self.nodes[heapq.heappop(self.queue)[1]]
+            refusal = self._visit(node, self.arrived[node])
+            while refusal is not None and self.draft.suppose(refusal):
+                refusal = self._visit(node, self.arrived[node])
+        return refusal
+
+    def _spread(self, value: V, affine: ChannelAffine) -> Refusal | None:
+        for use in self.draft.uses(value):
+            if isinstance(use, Reason):
+                return Refusal(use)
+            node, port = use
+            if port is None:
+                refusal = self.draft.refuse(_as_no_data(self.draft.read(node)), node)
+                if not self.draft.suppose(refusal):
+                    return refusal
+                port = 0
+            if node not in self.arrived:
+                heapq.heappush(self.queue, (self.draft.graph.position(node), len(self.nodes)))
+                self.nodes.append(node)
+            self.arrived.setdefault(node, {})[port] = affine
+        return None
+
+    def _visit(self, node: N, arrived: dict[int, ChannelAffine]) -> Refusal | None:
+        draft, graph = self.draft, self.draft.graph
+        if len(self.nodes) > FARTHEST:
+            return Refusal(Reason.TOO_FAR)
+        match draft.read(node):
+            case LinearOp() as op:
+                return draft.absorb(node, op, arrived[0] if 0 in arrived else next(iter(arrived.values())), "before")
+            case ChannelAffine() as second:
+                composed = compose(second.named(graph.site(node).name), next(iter(arrived.values())))
+                if composed is None:
+                    return draft.refuse(Reason.AXIS_DIFFERS, node)
+                draft.vanished.append(node)
+                if composed.is_identity:
+                    draft.cancel(composed, "before")
+                    return _same_value(draft, graph.data(draft.vanished[0]), graph.result(node))
+                return self._spread(graph.result(node), composed)
+            case Reason() as reason:
+                return draft.refuse(Reason.READ_BY_NONLINEARITY if reason is Reason.NOT_LINEAR else reason, node)
+            case passage:
+                return self._pass_on(node, passage, tuple(arrived.get(port) for port in range(len(graph.inputs(node)))))
+
+    def _pass_on(self, node: N, passage: Passage, affines: Affines) -> Refusal | None:
+        made = passage.downstream(affines)
+        if isinstance(made, Reason):
+            return self.draft.refuse(Reason.READ_BY_NONLINEARITY if made is Reason.NOT_LINEAR else made, node)
+        self.draft.via.append(node)
+        for value, effect in zip(self.draft.graph.outputs(node), made, strict=True):
+            if effect is None:
+                continue
+            if effect.is_identity:
+                self.draft.cancel(effect, "before")
+            elif refusal := self._spread(value, effect):
+                return refusal
+        return None
+
+
+def _as_no_data(reading: Reading) -> Reason:
+    """Why an operator cannot take an affine by an input that it does not map."""
+    if isinstance(reading, LinearOp):
+        return Reason.PARAMETER_NOT_CONSTANT
+    opaque = isinstance(reading, Reason) and reading is not Reason.NOT_LINEAR
+    return reading if opaque else Reason.READ_BY_NONLINEARITY  # type: ignore[return-value]
+
+
+Rule = Callable[[View[Any, Any], Any, ChannelAffine, Obstacles], Step[Any] | Refusal]
 RULES: tuple[Rule, ...] = (into_producer, into_consumer)

@@ -22,10 +22,10 @@ from packaging.requirements import Requirement
 
 # From the bottom up: a room may import those of the earlier lines, and none of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "origin"),
     ("algebra", "evidence", "model"),
     ("graph",),
-    ("rules",),
+    ("travel", "rules"),
     ("folding",),
     ("frontends", "frontends.onnx", "frontends.torch", "runtime", "verify"),
     ("benchmark", "loading"),
@@ -49,7 +49,7 @@ OWNERS = {
     "onnxsim": {"simplifying"},
     "typer": {"cli"},
 }
-NUMPY_ONLY = {"errors", "algebra", "evidence", "model", "graph", "rules", "folding"}
+NUMPY_ONLY = {"errors", "algebra", "evidence", "model", "graph", "travel", "rules", "folding", "origin"}
 
 
 def room_of(module: str) -> str:

@@ -40,7 +40,7 @@ def test_a_module_folds_as_promised_and_decides_the_same(name: str, networks: An
     stored = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     data = tasks.load(name)
     folded = bnfold.fold(net, tuple(torch.from_numpy(array[:2]) for array in data.test_x))
-    assert len(folded.report.outcomes) == PROMISES[name]["batch_norms"]
+    assert len(folded.report.norms) == PROMISES[name]["batch_norms"]
     assert folded.report.folded == PROMISES[name]["folds_today"]
     inputs = [torch.from_numpy(array) for array in data.test_x]
     with torch.no_grad():

@@ -375,25 +375,25 @@ ROWS: dict[str, tuple[Build, list[Verdict]]] = {
     "matmul + bias (1, N)": (lambda: matmul(bias=(1, 5)), [None]),
     "matmul + number": (lambda: matmul(bias=()), [None]),
     "matmul of rank 3": (lambda: matmul((2, 5, 4)), [Reason.AXIS_DIFFERS]),
-    "matmul + constant of higher rank": (lambda: matmul(bias=(1, 1, 5)), [NO_PRODUCER]),
-    "matmul + constant per row": (lambda: matmul((5, 4), bias=(5, 1)), [NO_PRODUCER]),
+    "matmul + constant of higher rank": (lambda: matmul(bias=(1, 1, 5)), [Reason.NOT_PER_CHANNEL] * 2),
+    "matmul + constant per row": (lambda: matmul((5, 4), bias=(5, 1)), [Reason.AXIS_DIFFERS] * 2),
     "matmul, constant on the left": (lambda: matmul((2, 4, 5), left=True), [None]),
     "matmul, left, + bias (M, 1)": (lambda: matmul((2, 4, 5), bias=(5, 1), left=True), [None]),
-    "matmul, left, + constant (M,)": (lambda: matmul((2, 4, 5), (5,), left=True), [NO_PRODUCER]),
+    "matmul, left, + constant (M,)": (lambda: matmul((2, 4, 5), (5,), left=True), [Reason.AXIS_DIFFERS] * 2),
     "matmul, left, rank 2": (lambda: matmul((4, 5), left=True), [Reason.AXIS_DIFFERS]),
     "bn before matmul": (lambda: matmul(before=True), [None]),
     "bn before matmul of rank 3": (lambda: matmul((2, 4, 4), before=True), [Reason.AXIS_DIFFERS]),
     "bn before matmul + bias": (lambda: matmul(bias=(5,), before=True), [None]),
     "bn before matmul, left": (lambda: matmul((2, 4, 5), left=True, before=True), [None]),
-    "matmul with a leading one": (matmul_of_many_leading_ones, [Reason.AXIS_DIFFERS]),
-    "matmul, transpose, bn": (lambda: between(("Transpose", {"perm": [1, 0]})), [NO_PRODUCER]),
-    "matmul, reshape, bn": (lambda: between(("Reshape", {}), x=(4, 4)), [NO_PRODUCER]),
+    "matmul with a leading one": (matmul_of_many_leading_ones, [None]),
+    "matmul, transpose, bn": (lambda: between(("Transpose", {"perm": [1, 0]})), [Reason.AXIS_DIFFERS]),
+    "matmul, reshape, bn": (lambda: between(("Reshape", {}), x=(4, 4)), [None]),
     "a false value_info": (false_rank, [Reason.AXIS_DIFFERS]),
     "a rank that nothing tells": (unknown_rank, [Reason.AXIS_UNKNOWN]),
     # constants that are not per channel
-    "conv + (W,)": (lambda: conv_plus(4), [NO_PRODUCER]),
-    "conv + (1, 1, H, 1)": (lambda: conv_plus(1, 1, 4, 1), [NO_PRODUCER]),
-    "conv + (N, 1, 1, 1)": (lambda: conv_plus(4, 1, 1, 1), [NO_PRODUCER]),
+    "conv + (W,)": (lambda: conv_plus(4), [Reason.AXIS_DIFFERS] * 2),
+    "conv + (1, 1, H, 1)": (lambda: conv_plus(1, 1, 4, 1), [Reason.AXIS_DIFFERS] * 2),
+    "conv + (N, 1, 1, 1)": (lambda: conv_plus(4, 1, 1, 1), [Reason.AXIS_DIFFERS] * 2),
     # neighbours
     "bn of an input": (lambda: after("Relu"), [NO_PRODUCER]),
     "unknown operator": (lambda: after("Frobnicate"), [Reason.UNKNOWN_OPERATOR]),
@@ -737,14 +737,14 @@ def test_what_is_not_touched_stays() -> None:
     proto.graph.initializer.append(tensor("never.read", [1.0, 2.0]))
     proto.graph.initializer.append(tensor("other", np.ones((1, 6, 1, 1))))
     proto.graph.node.append(helper.make_node("Constant", [], ["idle"], name="idle", value_float=3.0))
-    proto.graph.node.append(helper.make_node("Mul", ["bn", "other"], ["out"], name="mul"))
+    proto.graph.node.append(helper.make_node("Max", ["bn", "other"], ["out"], name="max"))
     proto.graph.output[0].name = "out"
     folded, _ = frontend.fold_model(frontend.from_proto(proto))
     result = frontend.to_proto(folded)
     assert {tensor.name for tensor in result.graph.initializer} == {"conv0.weight", "conv0.bias", "never.read", "other"}
     kept = {tensor.name: tensor.SerializeToString() for tensor in proto.graph.initializer}
     assert all(kept[t.name] == t.SerializeToString() for t in result.graph.initializer if "conv" not in t.name)
-    assert [node.name for node in result.graph.node] == ["conv0_node", "idle", "mul"]
+    assert [node.name for node in result.graph.node] == ["conv0_node", "idle", "max"]
     for field in ("ir_version", "opset_import", "doc_string", "producer_version", "model_version", "metadata_props"):
         assert getattr(result, field) == getattr(proto, field)
 

@@ -17,11 +17,13 @@ import pytest
 
 from bnfold.benchmark import Benchmark, Compared, Comparison, Interval, Measured
 from bnfold.errors import BnfoldError, EnvironmentFailure, Exit, NotEquivalent, NoVerdict, PolicyViolation, UsageError
+from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.folding import FoldReport, Outcome
 from bnfold.graph import Reason, Refusal, Site
 from bnfold.model import ModelFacts
 from bnfold.reports import console, explain, files, junit, markdown
 from bnfold.reports import json as report_json
+from bnfold.reports.findings import findings
 from bnfold.reports.report import PRECEDENCE, STATUS, Policy, Report
 from bnfold.reports.text import clean, did_you_mean, duration, size
 from bnfold.run import ExternalFile, FileRecord, Finding, Run
@@ -46,7 +48,15 @@ def folded(name: str = "bn1", into: str = "conv1") -> Outcome:
 
 
 def left(name: str = "bn2", reason: Reason = Reason.PADDED_BORDER, blocker: str | None = "conv2") -> Outcome:
-    return Outcome(Site(name, "BatchNormalization"), 8, 1, None, (), Refusal(reason, blocker))
+    return Outcome(Site(name, "BatchNormalization"), 8, 1, None, (), Refusal(reason, blocker, also=("relu2",)))
+
+
+def elementwise(name: str = "mul", reason: Reason | None = None) -> Outcome:
+    """A Mul by a constant: folded through Flatten, or left."""
+    via = () if reason else (Site("flatten1", "Flatten"),)
+    into = () if reason else (Site("fc", "Gemm"),)
+    refusal = Refusal(reason, "relu1") if reason else None
+    return Outcome(Site(name, "Mul"), 8, 1, None if reason else "into-consumer", into, refusal, via, is_norm=False)
 
 
 def verification(verdict: Verdict = Verdict.PROVED) -> Verification:
@@ -109,6 +119,7 @@ def test_json_of_a_full_run() -> None:
     assert document["summary"] == {
         "batch_norms": 2,
         "affines": 2,
+        "affines_folded": 1,
         "folded": 1,
         "merged": 0,
         "left": 1,
@@ -126,8 +137,17 @@ def test_json_of_a_full_run() -> None:
         "message": Reason.PADDED_BORDER.message,
         "remedy": Reason.PADDED_BORDER.remedy,
         "blocker": "conv2",
+        "also": ["relu2"],
     }
     assert document["output"]["external"] == [{"path": "out.data", "sha256": HASH, "bytes": 2_500_000}]
+
+
+def test_json_tells_elementwise_affines_and_the_way_they_took() -> None:
+    document = validated(report_of(full_run(folded(), left(), elementwise(), elementwise("add", Reason.GATED))))
+    assert [affine["batch_norm"] for affine in document["affines"]] == [True, True, False, False]
+    assert document["affines"][2]["via"] == [{"node": "flatten1", "op": "Flatten"}]
+    found = {key: document["summary"][key] for key in ("affines", "affines_folded", "folded", "left")}
+    assert found == {"affines": 4, "affines_folded": 2, "folded": 1, "left": 1}
 
 
 def test_json_writes_non_finite_numbers_as_words() -> None:
@@ -173,6 +193,10 @@ def test_the_order_of_exit_codes_is_the_documented_one() -> None:
         ([folded()], "fold", Verdict.NO_VERDICT, "Folded 1 of 1 batch norm; no verdict."),
         ([], "fold", None, "Nothing to fold: the model has no batch norm."),
         ([], "fold", Verdict.VERIFIED, "Nothing to fold: the model has no batch norm; verified equivalent."),
+        ([folded(), elementwise()], "fold", None, "Folded 1 of 1 batch norm and 1 other affine; not checked."),
+        ([left(), elementwise()], "inspect", None, "0 of 1 batch norm and 1 other affine would fold."),
+        ([elementwise()], "fold", None, "Folded 1 affine; not checked."),
+        ([elementwise(reason=Reason.GATED)], "fold", None, "Nothing to fold: the model has no batch norm."),
         ([left()], "fold", None, "Nothing to fold: the one batch norm of the model stays."),
         ([left(), left("bn3")], "inspect", None, "Nothing to fold: all 2 batch norms of the model stay."),
         ([folded(), left()], "inspect", None, "1 of 2 batch norms would fold."),
@@ -195,6 +219,106 @@ def test_the_console_report_names_fates_reasons_and_files() -> None:
     assert "Wrote out.onnx (1 kB, and 2.5 MB in 1 data file); the input has 1.23 kB." in text
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
+
+
+def test_other_affines_have_a_row_where_they_fold_and_one_line_where_they_stay() -> None:
+    stays = [elementwise("add1", Reason.GATED), elementwise("add2", Reason.GATED), elementwise("m", Reason.JOINED)]
+    run = full_run(folded(), elementwise(), *stays)
+    for text in (console.render(report_of(run), io.StringIO()), markdown.render(report_of(run)).replace("\\", "")):
+        assert "mul (Mul)" in text
+        assert "fc through Flatten" in text
+        assert "3 other affines stay: 2 gated, 1 joined (bnfold inspect lists them)" in " ".join(text.split())
+        assert "add1" not in text
+
+
+def test_inspect_lists_every_affine() -> None:
+    run = full_run(folded(), elementwise("add1", Reason.GATED), command="inspect")
+    text = console.render(report_of(run), io.StringIO())
+    for words in ("add1 (Mul)", "left: gated", "gated (1): its shift cannot cross"):
+        assert words in text
+    assert "other affine" not in text
+
+
+def test_two_calls_of_one_module_are_told_apart() -> None:
+    sites = [Site(name, "BatchNormalization", "net.bn") for name in ("bn_1", "bn_2")]
+    text = console.render(report_of(full_run(*(replace(folded(), site=site) for site in sites))), io.StringIO())
+    assert "net.bn (bn_1)" in text
+    assert "net.bn (bn_2)" in text
+
+
+def test_an_affine_that_does_nothing_went_into_nothing() -> None:
+    report = report_of(full_run(replace(folded(), into=())))
+    assert "nothing: it has no effect" in console.render(report, io.StringIO())
+    assert "folded into nothing" in junit.render(report)
+
+
+def stored_norm(variance: Any = 1.0, mean: Any = 0.0, epsilon: float = 1e-5) -> StoredNorm:
+    one = np.ones(3, np.float32)
+    return StoredNorm(one, one, one * np.float32(mean), one * np.asarray(variance, np.float32), epsilon)
+
+
+def stored_conv(weight: Any, bias: Any = None, dtype: Any = np.float16) -> StoredLinear:
+    array = np.asarray(weight, dtype).reshape(len(weight), -1, 1, 1)
+    return StoredLinear("conv", array, None if bias is None else np.asarray(bias, dtype))
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 1e-8, 0.0])
+def test_an_unusual_epsilon_is_a_finding(epsilon: float) -> None:
+    evidence = Evidence({"bn1": stored_norm(epsilon=epsilon)}, {})
+    (finding,) = findings(evidence, evidence, FoldReport((folded(),)))
+    assert (finding.code, finding.severity, finding.affine) == ("unusual-epsilon", "note", "A001")
+    assert "net.bn1" in finding.message
+
+
+@pytest.mark.parametrize("epsilon", [1e-2, 1e-3, 1e-5, 1e-7])
+def test_a_usual_epsilon_is_none(epsilon: float) -> None:
+    evidence = Evidence({"bn1": stored_norm(epsilon=epsilon)}, {})
+    assert findings(evidence, evidence, FoldReport((folded(),))) == []
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason", "channels"),
+    [
+        (stored_norm(variance=[1, -1, 1]), Reason.VARIANCE_NOT_POSITIVE, (1,)),
+        (stored_norm(mean=[math.nan, 0, math.inf]), Reason.NON_FINITE, (0, 2)),
+    ],
+)
+def test_broken_statistics_are_findings_that_name_the_channels(
+    norm: StoredNorm, reason: Reason, channels: tuple[int, ...]
+) -> None:
+    evidence = Evidence({"bn2": norm}, {})
+    (finding,) = findings(evidence, evidence, FoldReport((left(reason=reason),)))
+    assert (finding.code, finding.severity, finding.channels) == (reason.code, "error", channels)
+
+
+def test_fresh_subnormals_are_a_finding_and_old_ones_are_not() -> None:
+    before = Evidence({}, {"conv1": stored_conv([[1, 1], [1e-5, 1], [1, 1]])})
+    after = Evidence({}, {"conv1": stored_conv([[1, 1], [1e-6, 1], [1e-5, 1]], [1e-6, 0, 0])})
+    (finding,) = findings(before, after, FoldReport((folded(),)))
+    assert (finding.code, finding.channels) == ("subnormal", (0, 2))
+    assert "2 of 3 channels of conv1" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "groups", "channel"),
+    [("matmul", (2, 4), 1, 3), ("linear", (4, 2), 1, 1), ("conv_transpose", (2, 2, 1, 2), 2, 2)],
+)
+def test_subnormals_are_found_in_every_layout(layout: Any, shape: tuple[int, ...], groups: int, channel: int) -> None:
+    weight = np.ones(shape, np.float32)
+    before = StoredLinear(layout, weight, None, groups)
+    small = weight.copy()
+    small[{"matmul": (0, 3), "linear": (1, 0), "conv_transpose": (1, 0, 0, 1)}[layout]] = 1e-40
+    after = replace(before, weight=small)
+    (finding,) = findings(Evidence({}, {"conv1": before}), Evidence({}, {"conv1": after}), FoldReport((folded(),)))
+    assert finding.channels == (channel,)
+
+
+def test_many_findings_of_a_kind_are_cut_short() -> None:
+    run = full_run()
+    run.findings = [Finding("unusual-epsilon", "note", f"the epsilon of bn{index}") for index in range(9)]
+    text = console.render(report_of(run), io.StringIO())
+    assert "note: the epsilon of bn2" in text
+    assert "… and 6 unusual-epsilon (see --report)" in text
 
 
 def benchmark(verdict: Comparison) -> Benchmark:
@@ -289,6 +413,13 @@ def test_junit_has_a_case_per_layer_and_per_batch_norm() -> None:
     ]
     properties = {item.attrib["name"]: item.attrib["value"] for item in suite.findall("properties/property")}
     assert properties["bnfold.left.A002"] == "padded-border"
+    assert suite.attrib["failures"] == "0"
+
+
+def test_junit_speaks_of_batch_norms_alone() -> None:
+    policy = Policy(fail_on_unfolded=True)
+    suite = junit_suite(report_of(full_run(folded(), elementwise(reason=Reason.GATED)), policy=policy))
+    assert [case.attrib["name"] for case in suite.findall("testcase")][-1] == "A001 net.bn1"
     assert suite.attrib["failures"] == "0"
 
 

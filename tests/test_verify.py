@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -17,6 +18,7 @@ from bnfold.errors import MissingDependency, NoVerdict
 from bnfold.evidence import Evidence
 from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
+from bnfold.frontends import torch as torch_frontend
 from bnfold.model import Arrays, Port, Runner, Signature
 from bnfold.runtime import session
 from bnfold.verify.check import CheckPlan, Records, Subject, Tolerance, check_fold, check_pair
@@ -184,6 +186,96 @@ def test_a_wrong_fold_fails_in_both_the_certificate_and_float64(mutate: Callable
     assert layer(found, "L2").status is Status.FAIL
     assert "bn" in found.sentence
     assert found.sentence.startswith("not equivalent, by L1")
+
+
+def elementwise_network() -> onnx.ModelProto:
+    """Conv, Mul, Sub, Relu, Div, Conv; then attention: scores, their scale, a Neg and a bias."""
+    random = np.random.default_rng(4)
+    stored: Weights = {
+        "w0": random.normal(0, 0.3, (8, 3, 3, 3)),
+        "w1": random.normal(0, 0.3, (4, 8, 1, 1)),
+        "per_channel": random.uniform(0.5, 2, (8, 1, 1)),
+        "mean": random.normal(size=(1, 8, 1, 1)),
+        "seven": np.array(7.0),
+        "query": random.normal(size=(6, 5)),
+        "key": random.normal(size=(6, 5)),
+        "key_bias": random.normal(size=5),
+        "root": np.array(5**0.5),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c0"], "conv0"),
+        helper.make_node("Mul", ["per_channel", "c0"], ["scaled"], "mul"),
+        helper.make_node("Sub", ["scaled", "mean"], ["centred"], "sub"),
+        helper.make_node("Relu", ["centred"], ["positive"], "relu"),
+        helper.make_node("Div", ["positive", "seven"], ["small"], "div"),
+        helper.make_node("Conv", ["small", "w1"], ["y"], "conv1"),
+        helper.make_node("MatMul", ["tokens", "query"], ["q"], "to_query"),
+        helper.make_node("MatMul", ["tokens", "key"], ["k0"], "to_key"),
+        helper.make_node("Add", ["k0", "key_bias"], ["k"], "bias"),
+        helper.make_node("Transpose", ["k"], ["turned"], "transpose", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "turned"], ["scores"], "scores"),
+        helper.make_node("Div", ["scores", "root"], ["scaled_scores"], "root"),
+        helper.make_node("Neg", ["scaled_scores"], ["negative"], "neg"),
+        helper.make_node("Softmax", ["negative"], ["attention"], "softmax", axis=-1),
+    ]
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items()]
+    inputs = {"x": (TensorProto.FLOAT, ("n", 3, 8, 8)), "tokens": (TensorProto.FLOAT, ("n", 7, 6))}
+    outputs = {"y": (TensorProto.FLOAT, ("n", 4, 6, 6)), "attention": (TensorProto.FLOAT, ("n", 7, 7))}
+    return model(nodes, inputs, outputs, constants)
+
+
+def test_elementwise_operators_that_vanish_are_proved() -> None:
+    found = verify(proto=elementwise_network())
+    assert found.verdict is Verdict.PROVED, found.sentence
+    assert [layer.status for layer in found.layers] == [Status.PASS] * 4
+    assert layer(found, "L1").because.startswith("5 elementwise operators derived again in 2 operators")
+    assert layer(found, "L2").figure <= 1e-13  # type: ignore[operator]
+
+
+def test_what_elementwise_operators_store_is_read_on_its_own_path() -> None:
+    proto = elementwise_network()
+    found = frontend.evidence(frontend.from_proto(proto))
+    assert {name: record.op for name, record in found.affines.items()} == {
+        "mul": "mul",
+        "sub": "sub",
+        "div": "div",
+        "root": "div",
+        "neg": "neg",
+    }, "the bias belongs to its product"
+    assert found.linears["to_key"].bias is not None
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    assert np.array_equal(found.affines["sub"].constant, stored["mean"])  # type: ignore[arg-type]
+    assert found.affines["neg"].constant is None
+    for node in proto.graph.node:
+        if node.name in found.affines:
+            node.input[:] = [*node.input][::-1]
+    turned = frontend.evidence(frontend.from_proto(proto)).affines
+    assert {name: record.op for name, record in turned.items()} == {"mul": "mul", "sub": "rsub", "neg": "neg"}
+
+
+def test_torch_stores_elementwise_operators_as_tensors_and_as_numbers() -> None:
+    tensor = torch.tensor([[[2.0]], [[3.0]]])
+
+    class Elementwise(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("tensor", tensor)
+            self.register_buffer("matrix", torch.ones(3, 3))
+            self.register_buffer("offset", torch.arange(3.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = -((x * self.tensor + 0.5) / self.tensor - 3)
+            y = 1 - torch.sub(y, 1, alpha=2)
+            return (y @ self.matrix + self.offset) * (x + x)
+
+    found = torch_frontend.evidence(torch_frontend.capture(Elementwise().eval(), (torch.ones(1, 2, 3, 3),)))
+    records = [(record.op, record.constant) for record in found.affines.values()]
+    assert [op for op, _ in records] == ["mul", "add", "div", "sub", "neg", "rsub", "add"]
+    assert np.array_equal(records[0][1], tensor.numpy())  # type: ignore[arg-type]
+    assert records[1][1] == 0.5
+    (product,) = found.linears.values()
+    assert np.array_equal(product.bias, np.arange(3.0))  # type: ignore[arg-type]
+    assert product.added in found.affines
 
 
 def test_float64_fails_alone_where_there_are_no_records() -> None:

@@ -69,7 +69,10 @@ def _affines(report: Report) -> Iterator[RenderableType]:
         grid.add_row(Text(row.name), Text(row.fate) if row.folded else Text(f"left: {row.fate}", "yellow"))
     if rest:
         grid.add_row(Text(rest), Text(""))
-    yield grid
+    if grid.row_count:
+        yield grid
+    if others := tables.others_left(report):
+        yield Text(others)
     for group in tables.left(report):
         yield Group(*_reason(group))
 
@@ -121,8 +124,7 @@ def _bench(report: Report) -> Iterator[RenderableType]:
 
 
 def _notes(report: Report) -> Iterator[Text]:
-    for finding in report.run.findings:
-        yield Text(clean(f"{finding.severity}: {finding.message}" + (f"; {finding.remedy}" if finding.remedy else "")))
+    yield from (Text(line) for line in tables.told(report.run.findings))
     for warning in report.run.warnings:
         yield Text(clean(f"note: {warning.message}"))
     others = [error for error in report.failures if error is not report.failure]

@@ -34,6 +34,12 @@ EXAMPLES: dict[Reason, str] = {
     Reason.IS_GRAPH_OUTPUT: "y = conv(x); return y, bn(y)",
     Reason.MUTATED_IN_PLACE: "y = conv(x); y[:, :1].mul_(-1); bn(y)",
     Reason.EXTRA_OUTPUTS: "BatchNormalization with five outputs, of which the model uses the running mean",
+    Reason.CHANNELS_MIXED: "bn(nn.Flatten()(conv(x))) with a number per pixel: a channel of conv covers many",
+    Reason.JOINED: "conv(bn(x) + x): what is added was not scaled",
+    Reason.GATED: "bn(conv(x) * gate(x)): what bn adds would be multiplied by the gate, which it is not now",
+    Reason.MIXED_SIGN_MAXPOOL: "bn(max_pool(conv(x))) with gamma = [0.9, -0.3]: -0.3 * max(x) is not max(-0.3 * x)",
+    Reason.TOO_FAR: "a batch norm behind a chain of more than 200 additions, none of them linear",
+    Reason.NO_GAIN: "y = x + c, read by two MatMuls that no bias follows: one Add would become two",
     Reason.NOT_READ: "a batch norm of an auxiliary head that was cut off",
 }
 

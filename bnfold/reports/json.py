@@ -16,7 +16,7 @@ from bnfold.errors import BnfoldError
 from bnfold.folding import Outcome
 from bnfold.model import ModelFacts
 from bnfold.reports.environment import environment, tool_version
-from bnfold.reports.report import SCHEMA, Report, identified
+from bnfold.reports.report import SCHEMA, Report, identified, others_folded
 from bnfold.run import FileRecord, Finding, Run
 from bnfold.verify.result import Layer, OutputComparison, ProbeRecord, RuntimeRecord, Verification
 
@@ -98,6 +98,7 @@ def _summary(run: Run) -> dict[str, Any]:
     return {
         "batch_norms": run.before.batch_norms if run.before else None,
         "affines": len(run.fold.outcomes) if run.fold else None,
+        "affines_folded": run.fold.folded + others_folded(run.fold) if run.fold else None,
         "folded": run.fold.folded if run.fold else None,
         "merged": 0 if run.fold else None,
         "left": run.fold.left if run.fold else None,
@@ -119,11 +120,13 @@ def _affine(identity: str, outcome: Outcome) -> dict[str, Any]:
         "message": refusal.reason.message,
         "remedy": refusal.reason.remedy,
         "blocker": refusal.blocker,
+        "also": list(refusal.also),
     }
     return {
         "id": identity,
         "name": site.name,
         "op": site.op,
+        "batch_norm": outcome.is_norm,
         "channels": outcome.channels,
         "axis": outcome.axis,
         "module": site.module,
@@ -131,7 +134,7 @@ def _affine(identity: str, outcome: Outcome) -> dict[str, Any]:
         "outcome": "folded" if outcome.folded else "left",
         "rule": outcome.rule,
         "into": [{"node": taker.name, "op": taker.op} for taker in outcome.into],
-        "via": [],
+        "via": [{"node": crossed.name, "op": crossed.op} for crossed in outcome.via],
         "reason": reason,
         "copied_bytes": None,
         "range": {"before": None, "after": None},

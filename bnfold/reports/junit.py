@@ -58,9 +58,13 @@ def _properties(report: Report) -> Iterator[tuple[str, str]]:
     if run.fold is not None:
         yield "bnfold.folded", str(run.fold.folded)
         yield "bnfold.left", str(run.fold.left)
-    for identity, outcome in identified(run.fold):
+    for identity, outcome in _norms(report):
         if outcome.refusal and not report.violates(outcome):
             yield f"bnfold.left.{identity}", outcome.refusal.reason.code
+
+
+def _norms(report: Report) -> Iterator[tuple[str, Outcome]]:
+    return ((identity, outcome) for identity, outcome in identified(report.run.fold) if outcome.is_norm)
 
 
 def _command(report: Report) -> Element:
@@ -93,7 +97,7 @@ def _measured(layer: Layer) -> str:
 
 
 def _affines(report: Report) -> Iterator[Element]:
-    for identity, outcome in identified(report.run.fold):
+    for identity, outcome in _norms(report):
         case = _case("bnfold.affine", clean(f"{identity} {outcome.site.module or outcome.site.name}"), 0.0)
         refusal = outcome.refusal
         if refusal and report.violates(outcome):
@@ -110,7 +114,8 @@ def _stays(refusal: Refusal) -> str:
 
 
 def _taken(outcome: Outcome) -> str:
-    return clean(f"folded into {', '.join(site.name for site in outcome.into)}")
+    through = f" through {', '.join(site.name for site in outcome.via)}" if outcome.via else ""
+    return clean(f"folded into {', '.join(site.name for site in outcome.into) or 'nothing'}{through}")
 
 
 def _case(group: str, name: str, seconds: float) -> Element:

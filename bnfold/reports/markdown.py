@@ -29,6 +29,8 @@ def _blocks(report: Report) -> Iterator[str]:
             ("id", "batch norm", "outcome", "into, or the reason"),
             ((row.identity, row.name, "folded" if row.folded else "left", row.fate) for row in rows),
         )
+    if others := tables.others_left(report):
+        yield _plain(others)
     if groups := tables.left(report):
         yield "\n".join(f"- **{g.reason.code}** ({g.count}): {g.reason.message}; {g.reason.remedy}" for g in groups)
     if changes := list(tables.changes(run)):
@@ -36,9 +38,9 @@ def _blocks(report: Report) -> Iterator[str]:
         yield _table(("", "before", "after"), changes)
     yield from _check(report)
     yield from _bench(report)
-    if run.warnings:
+    if notes := [*tables.told(run.findings), *(warning.message for warning in run.warnings)]:
         yield "## Notes"
-        yield "\n".join(f"- {_plain(warning.message)}" for warning in run.warnings)
+        yield "\n".join(f"- {_plain(note)}" for note in notes)
     if ending := tables.written(report):
         yield _plain(ending)
 

@@ -118,9 +118,10 @@ class Report:
         return "Done."
 
     def violates(self, outcome: Outcome) -> bool:
-        """Whether this affine is one that the policy does not allow to stay."""
+        """Whether this is a batch norm that the policy does not allow to stay."""
         refusal = outcome.refusal
-        return self.policy.fail_on_unfolded and refusal is not None and refusal.reason.code not in self.policy.accept
+        demanded = self.policy.fail_on_unfolded and outcome.is_norm
+        return demanded and refusal is not None and refusal.reason.code not in self.policy.accept
 
 
 def identified(fold: FoldReport | None) -> Iterator[tuple[str, Outcome]]:
@@ -128,18 +129,33 @@ def identified(fold: FoldReport | None) -> Iterator[tuple[str, Outcome]]:
     return zip((f"A{index:03d}" for index in count(1)), fold.outcomes if fold else (), strict=False)
 
 
+def others_folded(fold: FoldReport) -> int:
+    """How many affines folded that are no batch norms."""
+    return sum(outcome.folded and not outcome.is_norm for outcome in fold.outcomes)
+
+
 def _fold_headline(report: Report) -> str:
     fold, check = report.run.fold, report.run.check
     assert fold is not None, "called for a run that folded"
-    total = len(fold.outcomes)
+    total, taken = len(fold.norms), _taken(fold)
     if report.exit_code in _CUT_SHORT and report.run.output is None:
-        return f"Failed after folding {fold.folded} of {plural(total, 'batch norm')}."
+        return f"Failed after folding {taken}."
+    folds = fold.folded or others_folded(fold)
     if report.run.command == "inspect":
-        return _nothing(total) if not fold.folded else f"{fold.folded} of {plural(total, 'batch norm')} would fold."
+        return f"{taken} would fold." if folds else _nothing(total)
     verdict = VERDICT_WORDS[check.verdict] if check else "not checked"
-    if not fold.folded:
+    if not folds:
         return _nothing(total) if check is None else f"{_nothing(total)[:-1]}; {verdict}."
-    return f"Folded {fold.folded} of {plural(total, 'batch norm')}; {verdict}."
+    return f"Folded {taken}; {verdict}."
+
+
+def _taken(fold: FoldReport) -> str:
+    """`3 of 4 batch norms and 1 other affine`."""
+    others = others_folded(fold)
+    if others and not fold.norms:
+        return plural(others, "affine")
+    more = f" and {plural(others, 'other affine')}" if others else ""
+    return f"{fold.folded} of {plural(len(fold.norms), 'batch norm')}{more}"
 
 
 def _bench_headline(bench: Benchmark) -> str:

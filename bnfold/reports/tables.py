@@ -5,14 +5,15 @@ Names come from models, so every text here is cleaned already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bnfold.folding import Outcome
 from bnfold.graph import Reason, Site
 from bnfold.reports.report import Report, identified, interval
 from bnfold.reports.text import clean, duration, figure, number, plural, size
-from bnfold.run import FileRecord, Run
+from bnfold.run import FileRecord, Finding, Run
 from bnfold.verify.result import Layer
 
 MAX_ROWS = 24
@@ -21,7 +22,7 @@ MAX_BLOCKERS = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One batch norm: its id, its name, whether it folded, and into what or why not."""
+    """One affine: its id, its name, whether it folded, and into what or why not."""
 
     identity: str
     name: str
@@ -31,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Left:
-    """The batch norms that stay for one reason, and the nodes that stand in the way."""
+    """The affines that stay for one reason, and the nodes that stand in the way."""
 
     reason: Reason
     count: int
@@ -43,12 +44,38 @@ def title(site: Site) -> str:
     return clean(site.module or site.name)
 
 
+def listed(report: Report) -> list[tuple[str, Outcome]]:
+    """What a reader is shown: every batch norm, of the other affines those that folded; `inspect` shows all."""
+    everything = report.run.command == "inspect"
+    return [pair for pair in identified(report.run.fold) if everything or pair[1].is_norm or pair[1].folded]
+
+
 def rows(report: Report) -> list[Row]:
-    """One row per batch norm, in topological order."""
-    return [
-        Row(identity, title(outcome.site), outcome.folded, _fate(outcome))
-        for identity, outcome in identified(report.run.fold)
-    ]
+    """One row per affine that is shown, in topological order."""
+    pairs = listed(report)
+    times = Counter(title(outcome.site) for _, outcome in pairs)
+    return [Row(identity, _name(outcome, times), outcome.folded, _fate(outcome)) for identity, outcome in pairs]
+
+
+def _name(outcome: Outcome, times: Mapping[str, int]) -> str:
+    """The module of a batch norm, with its node where the module is called twice; the node of any other affine."""
+    site = outcome.site
+    if not outcome.is_norm:
+        return clean(f"{site.name} ({site.op})")
+    return title(site) if times[title(site)] == 1 else clean(f"{title(site)} ({site.name})")
+
+
+def others_left(report: Report) -> str | None:
+    """One line for the affines that stay and have no row."""
+    shown_here = {identity for identity, _ in listed(report)}
+    reasons = Counter(
+        o.refusal.reason.code for i, o in identified(report.run.fold) if i not in shown_here and o.refusal
+    )
+    if not reasons:
+        return None
+    told = ", ".join(f"{number} {code}" for code, number in reasons.most_common())
+    stay = "affine stays" if reasons.total() == 1 else "affines stay"
+    return f"{reasons.total()} other {stay}: {told} (bnfold inspect lists them)"
 
 
 def shown(all_rows: list[Row], limit: int = MAX_ROWS) -> tuple[list[Row], str | None]:
@@ -63,9 +90,9 @@ def shown(all_rows: list[Row], limit: int = MAX_ROWS) -> tuple[list[Row], str | 
 
 
 def left(report: Report) -> list[Left]:
-    """Why batch norms stay, the most frequent reason first."""
+    """Why the affines that are shown stay, the most frequent reason first."""
     found: dict[Reason, list[str | None]] = {}
-    for _, outcome in identified(report.run.fold):
+    for _, outcome in listed(report):
         if outcome.refusal:
             found.setdefault(outcome.refusal.reason, []).append(outcome.refusal.blocker)
     groups = [
@@ -79,8 +106,7 @@ def blocked_by(group: Left) -> str | None:
     """`conv1, conv2, conv3 and 4 more`."""
     if not group.blockers:
         return None
-    more = len(group.blockers) - MAX_BLOCKERS
-    return ", ".join(group.blockers[:MAX_BLOCKERS]) + (f" and {more} more" if more > 0 else "")
+    return _some(group.blockers)
 
 
 def changes(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -161,4 +187,23 @@ def _fate(outcome: Outcome) -> str:
     if outcome.refusal:
         return outcome.refusal.reason.code
     takers = [title(site) for site in outcome.into]
-    return ", ".join(takers[:MAX_BLOCKERS]) + (f" and {len(takers) - MAX_BLOCKERS} more" if takers[3:] else "")
+    through = f" through {_some([clean(site.op) for site in outcome.via])}" if outcome.via else ""
+    return (_some(takers) if takers else "nothing: it has no effect") + through
+
+
+def _some(names: Sequence[str]) -> str:
+    """`a, b, c and 4 more`."""
+    more = len(names) - MAX_BLOCKERS
+    return ", ".join(names[:MAX_BLOCKERS]) + (f" and {more} more" if more > 0 else "")
+
+
+def told(findings: Iterable[Finding]) -> list[str]:
+    """A line per finding, the first few of each kind."""
+    lines, seen = [], Counter[str]()
+    for finding in findings:
+        seen[finding.code] += 1
+        if seen[finding.code] <= MAX_BLOCKERS:
+            remedy = f"; {finding.remedy}" if finding.remedy else ""
+            lines.append(clean(f"{finding.severity}: {finding.message}{remedy}"))
+    more = [f"{count - MAX_BLOCKERS} {code}" for code, count in seen.items() if count > MAX_BLOCKERS]
+    return [*lines, *([f"… and {', '.join(more)} (see --report)"] if more else [])]

@@ -2,11 +2,15 @@
 
     derive(original, folded, report) -> Layer L1
 
-For each operator that took batch norms in, `W' = W γ / √(σ² + ε)` and so on are computed from the stored tensors in
-extended precision (and in exact fractions on a seeded sample), dividing last where the algebra scales first. A stored
-number must be within half a unit in the last place of the exact value. On top of the half unit a number may be off by
-what one float64 computation can lose: `8 · n · 2⁻⁵³ · Σ|terms|` for n batch norms, which matters only where terms
-cancel, and for float64 receivers. Operators that took nothing in must be byte-identical.
+The report says which affines each operator took in, as an expression over the names of affines of the model. For each
+operator `W' = W γ / √(σ² + ε)` and so on are computed from the stored tensors in extended precision (and in exact
+fractions on a seeded sample), whatever way the affines travelled. A stored number must be within half a unit in the
+last place of the exact value. On top of the half unit a number may be off by what one float64 computation can lose:
+`8 · n · 2⁻⁵³ · Σ|terms|` for n affines, which matters only where terms cancel, and for float64 receivers.
+
+The report is not believed: every affine that vanished must be in what its operators took in, or do nothing, and every
+affine taken in must have vanished. Operators that took nothing in must be byte-identical. Whether an affine may travel
+the way that the report says is seen by executing both models, not here.
 
 Nothing is executed here, and nothing of the algebra is imported.
 """
@@ -16,21 +20,23 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.evidence import Evidence, StoredLinear, StoredNorm
+from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.folding import FoldReport
-from bnfold.verify.derivation import EXACT, EXTENDED, Arithmetic, Incomplete, Taken, derived, rows_of, ulp
+from bnfold.origin import Leaf, names_of
+from bnfold.verify.derivation import Taken, derived, rows_of, ulp
+from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Arithmetic, Contradiction, Expressions, Incomplete
 from bnfold.verify.result import Layer, Status
 
 Array = NDArray[Any]
+Record = StoredLinear | StoredNorm | StoredAffine
 
 HALF_ULP = 0.5 + 2.0**-20
-ROUNDING = 8 * 2.0**-53
 _CHUNK = 1 << 18
 _LARGEST_SAMPLE = 512
 _FEW_INPUTS = 4
@@ -49,7 +55,7 @@ class Finding:
 def derive(original: Evidence, folded: Evidence, report: FoldReport, *, seed: int = 0) -> Layer:
     """L1 over a whole model. `original` and `folded` are what the two models store; `report` says what went where.
 
-    Fails naming the batch norm, the channel and the distance in ulp; skipped, never passed, where the records do not
+    Fails naming the affine, the channel and the distance in ulp; skipped, never passed, where the records do not
     suffice; a warning where an untouched operator is not in the folded model any more.
     """
     start = time.perf_counter()
@@ -61,16 +67,21 @@ def derive(original: Evidence, folded: Evidence, report: FoldReport, *, seed: in
 def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int) -> Layer:
     try:
         taken = _collect(report)
-        if not original.linears and not original.norms:
+        if not (original.linears or original.norms or _vanished(report)):
             return _layer(Status.SKIPPED, "the model has no operator with stored weights to derive again")
+        _reconcile(report, taken, Expressions(original, EXTENDED))
         worst = Finding("", "", 0, 0.0)
         for node, affines in taken.items():
             found = _worst_of(node, affines, original, folded, seed)
             if not found.ulps <= HALF_ULP:
                 return _rejected(found, affines)
             worst = max(worst, found, key=_severity)
+    except Contradiction as contradiction:
+        return _layer(Status.FAIL, str(contradiction), affine=contradiction.affine)
     except Incomplete as incomplete:
         return _layer(Status.SKIPPED, str(incomplete))
+    except RecursionError:
+        return _layer(Status.SKIPPED, "an affine came a way too long to be followed again")
     return _untouched(original, folded, report, taken) or _layer(
         Status.PASS, _summary(original, taken, report), figure=worst.ulps, limit=HALF_ULP
     )
@@ -83,13 +94,19 @@ def _layer(status: Status, because: str, **more: Any) -> Layer:
 def _summary(original: Evidence, taken: Mapping[str, Taken], report: FoldReport) -> str:
     same = len(original.linears.keys() - taken.keys())
     untouched = f"{same} untouched {_operators(same)} identical"
-    if not taken:
+    vanished = _vanished(report)
+    if not vanished:
         return f"nothing was folded; {untouched}"
-    norms = "batch norm" if report.folded == 1 else "batch norms"
     return (
-        f"{report.folded} {norms} derived again in {len(taken)} {_operators(len(taken))}, "
+        f"{vanished} derived again in {len(taken)} {_operators(len(taken))}, "
         f"each number within half an ulp; {untouched}"
     )
+
+
+def _vanished(report: FoldReport) -> str:
+    norms, others = report.folded, sum(o.folded and not o.is_norm for o in report.outcomes)
+    counts = ((norms, "batch norm"), (others, "elementwise operator"))
+    return " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
 
 
 def _operators(count: int) -> str:
@@ -109,36 +126,56 @@ def _rejected(found: Finding, affines: Taken) -> Layer:
 
 
 def _collect(report: FoldReport) -> dict[str, Taken]:
-    """By operator: affines behind it compose first to last, affines before it last to first."""
+    """By operator: on each side the affine taken in first is next to it."""
     taken: dict[str, Taken] = {}
-    for outcome in report.outcomes:
-        if not outcome.folded:
+    for each in report.absorbed:
+        if each.operator is None:
             continue
-        if outcome.rule not in ("into-producer", "into-consumer"):
-            raise Incomplete(f"the certificate does not know the rule {outcome.rule} that folded {outcome.site.name}")
-        for site in outcome.into:
-            so_far, name = taken.get(site.name, Taken()), outcome.site.name
-            is_behind = outcome.rule == "into-producer"
-            taken[site.name] = Taken(so_far.after + (name,) * is_behind, (name,) * (not is_behind) + so_far.before)
+        so_far, origin = taken.get(each.operator, Taken()), (each.origin,)
+        is_behind = each.side == "after"
+        taken[each.operator] = Taken(so_far.after + origin * is_behind, so_far.before + origin * (not is_behind))
     return taken
 
 
+def _reconcile(report: FoldReport, taken: Mapping[str, Taken], expressions: Expressions) -> None:
+    """Raise `Contradiction` unless the outcomes and what was taken in tell the same story."""
+    into = {outcome.site.name: {site.name for site in outcome.into} for outcome in report.outcomes if outcome.folded}
+    reported = {outcome.site.name for outcome in report.outcomes}
+    entered = {(name, operator) for operator, affines in taken.items() for name in affines.names}
+    for name, operator in sorted(entered):
+        if name in reported and operator not in into.get(name, ()):
+            raise Contradiction(f"{operator} took in {name}, which is not reported as folded into it", name)
+    cancelled = [each.origin for each in report.absorbed if each.operator is None]
+    for origin in cancelled:
+        if not expressions.is_identity(origin):
+            names = names_of(origin)
+            raise Contradiction(f"{' and '.join(names)} do not cancel, yet they are reported to", names[0])
+    accounted = {name for name, _ in entered} | {name for origin in cancelled for name in names_of(origin)}
+    for name, operators in into.items():
+        if idle := sorted(operators - taken.keys()):
+            raise Contradiction(f"{name} is reported as folded into {idle[0]}, which took nothing in", name)
+        if name not in accounted and not expressions.is_identity(Leaf(name)):
+            raise Contradiction(f"{name} is reported as folded, but no operator took it in", name)
+
+
 def _untouched(original: Evidence, folded: Evidence, report: FoldReport, taken: Mapping[str, Taken]) -> Layer | None:
-    """What is wrong with the operators that took nothing in and the batch norms that stay, if anything."""
+    """What is wrong with the operators that took nothing in and the affines that stay, if anything."""
     gone = {outcome.site.name for outcome in report.outcomes if outcome.folded}
-    if still := sorted(gone & folded.norms.keys()):
+    gone |= {name for affines in taken.values() for name in affines.names}
+    biases = {original.linears[node].added for node in taken}
+    if still := sorted(gone & (folded.norms.keys() | folded.affines.keys())):
         return _layer(Status.FAIL, f"{still[0]} is reported as folded but still in the model", affine=still[0])
-    before: dict[str, Any] = {**original.linears, **original.norms}
-    after: dict[str, Any] = {**folded.linears, **folded.norms}
+    before: dict[str, Any] = {**original.linears, **original.norms, **original.affines}
+    after: dict[str, Any] = {**folded.linears, **folded.norms, **folded.affines}
     missing = []
     for name, record in before.items():
-        if name in taken or name in gone:
+        if name in taken or name in gone or name in biases:
             continue
         if name not in after:
             missing.append(name)
         elif not _identical(record, after[name]):
-            is_norm = name in original.norms
-            return _layer(Status.FAIL, f"{name} took nothing in, yet it changed", affine=name if is_norm else None)
+            is_affine = name not in original.linears
+            return _layer(Status.FAIL, f"{name} took nothing in, yet it changed", affine=name if is_affine else None)
     if missing:
         return _layer(
             Status.WARN, f"{len(missing)} untouched operators are not in the folded model, first {missing[0]}"
@@ -146,7 +183,7 @@ def _untouched(original: Evidence, folded: Evidence, report: FoldReport, taken: 
     return None
 
 
-def _identical(first: StoredLinear | StoredNorm, second: StoredLinear | StoredNorm) -> bool:
+def _identical(first: Record, second: Record) -> bool:
     """The same numbers, bit for bit where both store them; no bias is a bias of zeros, however it was spelt."""
     if isinstance(first, StoredLinear) and isinstance(second, StoredLinear):
         facts = [(op.layout, op.groups, op.alpha, op.weight.shape) for op in (first, second)]
@@ -170,18 +207,20 @@ def _worst_of(node: str, affines: Taken, original: Evidence, folded: Evidence, s
     for where, found in (("original", original), ("folded", folded)):
         if node not in found.linears:
             raise Incomplete(f"the {where} model has no stored weights for {node}")
-    if unknown := [name for name in affines.names if name not in original.norms]:
-        raise Incomplete(f"the original model has no stored statistics for {unknown[0]}")
     before, after = original.linears[node], folded.linears[node]
+    if before.added in affines.names:
+        before = replace(before, bias=None)
     if (before.layout, before.groups, before.weight.shape) != (after.layout, after.groups, after.weight.shape):
         raise Incomplete(f"{node} is another operator in the folded model")
     if not np.isfinite(before.weight).all():
         raise Incomplete(f"the original weight of {node} is not finite")
-    comparison = _Comparison(node, affines, original.norms, before, after)
-    findings = [finding for rows in _chunks(before) for finding in comparison.over(rows, EXTENDED)]
+    comparison = _Comparison(node, affines, before, after)
+    extended, exact = (Expressions(original, number) for number in (EXTENDED, EXACT))
+    findings = [finding for rows in _chunks(before) for finding in comparison.over(rows, extended)]
     worst = max(findings, key=_severity, default=Finding(node, "weight", 0, 0.0))
     if worst.ulps <= HALF_ULP:
-        findings += [finding for part in _sample(node, affines, before, seed) for finding in comparison.over(*part)]
+        sample = _sample(node, affines, before, seed)
+        findings += [finding for rows, inputs in sample for finding in comparison.over(rows, exact, inputs)]
         worst = max(findings, key=_severity, default=worst)
     return worst
 
@@ -197,12 +236,12 @@ def _chunks(op: StoredLinear) -> Iterator[slice]:
     return (slice(first, first + step) for first in range(0, outs, step))
 
 
-def _sample(node: str, affines: Taken, op: StoredLinear, seed: int) -> Iterator[tuple[slice, Arithmetic, slice]]:
+def _sample(node: str, affines: Taken, op: StoredLinear, seed: int) -> Iterator[tuple[slice, slice]]:
     """One output channel for exact fractions, where its bias needs few enough of them; a few inputs will do if not."""
     outs, inputs, taps = rows_of(op).taps.shape
     if outs and (not affines.before or inputs * taps <= _LARGEST_SAMPLE):
         channel = random.Random(f"{seed}/{node}").randrange(outs)
-        yield slice(channel, channel + 1), EXACT, slice(None if affines.before else _FEW_INPUTS)
+        yield slice(channel, channel + 1), slice(None if affines.before else _FEW_INPUTS)
 
 
 @dataclass(frozen=True)
@@ -211,17 +250,17 @@ class _Comparison:
 
     node: str
     affines: Taken
-    norms: Mapping[str, StoredNorm]
     before: StoredLinear
     after: StoredLinear
 
-    def over(self, rows: slice, number: Arithmetic, inputs: slice = slice(None)) -> Iterator[Finding]:
+    def over(self, rows: slice, expressions: Expressions, inputs: slice = slice(None)) -> Iterator[Finding]:
         """The worst weight and the worst bias among some rows."""
         was, now = (rows_of(op).select(rows, inputs) for op in (self.before, self.after))
-        exact = derived(was, self.before.alpha, self.before.beta, self.affines, self.norms, number)
+        number = expressions.number
+        exact = derived(was, self.before.alpha, self.before.beta, self.affines, expressions)
         taps = exact.taps / number.scalar(self.after.alpha or 1.0)
         bias = exact.bias / number.scalar(self.after.beta or 1.0)
-        losses = ROUNDING * len(self.affines.names)
+        losses = ROUNDING * exact.steps
         for tensor, stored, value, terms in (
             ("weight", now.taps, taps, taps),
             ("bias", now.bias, bias, exact.bias_terms),

@@ -1,23 +1,22 @@
-"""What a linear operator must become when batch norms are taken into it: the formulas of the certificate.
+"""What a linear operator must become when affines are taken into it: the formulas of the certificate.
 
-    derived(rows_of(stored), alpha, beta, taken, norms, EXTENDED)
+    derived(rows_of(stored), alpha, beta, taken, expressions)
 
 One code for extended precision and for exact fractions, written apart from the algebra on purpose: other layout, other
-order of operations, division last.
+order of operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from math import isqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.evidence import StoredLinear, StoredNorm
+from bnfold.evidence import StoredLinear
+from bnfold.origin import Origin, names_of
+from bnfold.verify.expression import Expressions, Incomplete
 
 Array = NDArray[Any]
 
@@ -26,14 +25,14 @@ _PRECISION = {"float16": (11, -14), "bfloat16": (8, -126), "float32": (24, -126)
 
 @dataclass(frozen=True)
 class Taken:
-    """The batch norms that one operator took in, by the side on which they stood, each in order of composition."""
+    """The affines that one operator took in, by the side on which they stood, each in order of composition."""
 
-    after: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
+    after: tuple[Origin, ...] = ()
+    before: tuple[Origin, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.after + self.before
+        return tuple(dict.fromkeys(name for origin in self.after + self.before for name in names_of(origin)))
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Derived:
-    """Exact parameters in the shapes of `Rows`, and the sum of the magnitudes of the terms of each bias."""
+    """Exact parameters in the shapes of `Rows`, the sum of the magnitudes of the terms of each bias, and how many
+    affines were composed one after the other."""
 
     taps: Array
     bias: Array
     bias_terms: Array
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """A kind of number: how a stored array becomes one, and its square root."""
-
-    convert: Callable[[Array], Array]
-    root: Callable[[Array], Array]
-
-    def scalar(self, value: float) -> Array:
-        """One float64 as a number of this kind."""
-        return self.convert(np.array(value))
-
-
-class Incomplete(Exception):
-    """The records do not say enough to derive an operator again."""
+    steps: int
 
 
 def ulp(value: Array, dtype: str) -> Array:
@@ -102,43 +87,23 @@ def rows_of(op: StoredLinear) -> Rows:
     return Rows(split.reshape(-1, inputs, taps), np.broadcast_to(bias, len(channels)), channels, reads)
 
 
-def derived(
-    op: Rows, alpha: float, beta: float, affines: Taken, norms: Mapping[str, StoredNorm], number: Arithmetic
-) -> Derived:
-    """What `op` must become: first the batch norms before it, then those behind it, each divided by its root last."""
+def derived(op: Rows, alpha: float, beta: float, affines: Taken, expressions: Expressions) -> Derived:
+    """What `op` must become: first the affines before it, then those behind it."""
+    number = expressions.number
     taps = number.convert(op.taps) * number.scalar(alpha)
     bias = number.convert(op.bias) * number.scalar(beta)
-    terms = abs(bias)
-    for name in affines.before:
-        scaled, offset, mean, root = (v[op.reads][:, :, None] for v in _statistics(norms[name], number))
-        bias = bias + (taps * (offset - scaled * mean / root)).sum(axis=(1, 2))
-        terms = terms + (abs(taps) * (abs(offset) + abs(scaled * mean / root))).sum(axis=(1, 2))
-        taps = taps * scaled / root
-    for name in affines.after:
-        scaled, offset, mean, root = (v[op.channels] for v in _statistics(norms[name], number))
-        bias = (bias - mean) * scaled / root + offset
-        terms = (terms + abs(mean)) * abs(scaled) / root + abs(offset)
-        taps = taps * scaled[:, None, None] / root[:, None, None]
-    return Derived(taps, bias, terms)
-
-
-def _statistics(norm: StoredNorm, number: Arithmetic) -> tuple[Array, Array, Array, Array]:
-    """γ, β, μ and √(σ² + ε)."""
-    gamma, beta, mean, variance = (number.convert(v) for v in (norm.gamma, norm.beta, norm.mean, norm.variance))
-    return gamma, beta, mean, number.root(variance + number.scalar(norm.epsilon))
-
-
-def _fraction_root(value: Fraction) -> Fraction:
-    """The square root, to 2⁻¹⁹⁰ of its magnitude or better."""
-    shift = 2 * max(0, 200 + value.denominator.bit_length() - value.numerator.bit_length())
-    return Fraction(isqrt((value.numerator << shift) // value.denominator), 1 << (shift // 2))
-
-
-def _as_fractions(values: Array) -> Array:
-    exact = np.empty(values.shape, dtype=object)
-    exact[...] = np.frompyfunc(lambda value: Fraction(float(value)), 1, 1)(values.astype(np.float64))
-    return exact
-
-
-EXTENDED = Arithmetic(lambda values: values.astype(np.longdouble), np.sqrt)
-EXACT = Arithmetic(_as_fractions, np.frompyfunc(_fraction_root, 1, 1))
+    terms, steps = abs(bias), 0
+    start, stop = (op.reads.min(), op.reads.max() + 1) if op.reads.size else (0, 0)
+    for origin in affines.before:
+        inner = expressions.at(origin, np.arange(start, stop))
+        seen = (each[op.reads - start] for each in (inner.scale, inner.shift, inner.terms))
+        scale, shift, magnitude = (each[:, :, None] for each in seen)
+        bias = bias + (taps * shift).sum(axis=(1, 2))
+        terms = terms + (abs(taps) * magnitude).sum(axis=(1, 2))
+        taps, steps = taps * scale, steps + inner.steps
+    for origin in affines.after:
+        outer = expressions.at(origin, op.channels)
+        bias = bias * outer.scale + outer.shift
+        terms = terms * abs(outer.scale) + outer.terms
+        taps, steps = taps * outer.scale[:, None, None], steps + outer.steps
+    return Derived(taps, bias, terms, steps)

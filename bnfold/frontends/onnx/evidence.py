@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.evidence import Evidence, StoredLinear, StoredNorm
+from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.constants import COMPUTED, MAX_DEPTH, constant_tensor, known_types
 
@@ -22,21 +22,33 @@ Stored = NDArray[Any]
 
 MAX_ELEMENTS = 1 << 24
 
+_ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
+    "Add": ("add", "add"),
+    "Sub": ("rsub", "sub"),
+    "Mul": ("mul", "mul"),
+    "Div": (None, "div"),
+    "Neg": (None, None),
+}
+"""What an operator is whose first input, or second input, is the constant one."""
+
 
 def evidence(model: ir.Model) -> Evidence:
-    """The stored parameters of every batch norm and linear operator that has constant ones, by node name.
+    """The stored parameters of every batch norm, linear and elementwise operator that has constant ones, by node name.
 
     Arrays have their stored dtype, computed ones float64. What cannot be read is left out.
     """
     names, reader = walking.site_names(model), _Reader(model)
-    norms, linears = {}, {}
+    norms, linears, affines = {}, {}, {}
     for node in walking.nodes(model):
         if walking.is_standard(node, "BatchNormalization"):
             if norm := reader.norm(node):
                 norms[names[node]] = norm
         elif walking.is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul") and (linear := reader.linear(node)):
             linears[names[node]] = linear
-    return Evidence(norms, linears)
+    for node in walking.nodes(model):
+        if walking.is_standard(node, *_ELEMENTWISE) and (affine := reader.affine(node)):
+            affines[names[node]] = affine
+    return Evidence(norms, linears, affines)
 
 
 class _Reader:
@@ -45,6 +57,7 @@ class _Reader:
         self._inferred = known_types(model)
         self._results: dict[ir.Value, Stored | None] = {}
         self._left = MAX_ELEMENTS
+        self._biases: set[ir.Node] = set()
 
     def norm(self, node: ir.Node) -> StoredNorm | None:
         gamma, beta, mean, variance = (self._array(value) for value in node.inputs[1:5])
@@ -52,6 +65,17 @@ class _Reader:
         if gamma is None or beta is None or mean is None or variance is None or (epsilon and epsilon.is_ref()):
             return None
         return StoredNorm(gamma, beta, mean, variance, float(np.float32(epsilon.value if epsilon else 1e-5)))
+
+    def affine(self, node: ir.Node) -> StoredAffine | None:
+        """An elementwise operator with one constant operand that is no bias; all linear ones are read before."""
+        constants = [self._array(value) for value in node.inputs]
+        known = [index for index, constant in enumerate(constants) if constant is not None]
+        if node.attributes or node in self._biases or len(known) != len(node.inputs) - 1:
+            return None
+        if not known:
+            return StoredAffine("neg", None)
+        op, constant = _ELEMENTWISE[node.op_type][known[0]], constants[known[0]]
+        return None if op is None or constant is None or constant.dtype.kind in "iub" else StoredAffine(op, constant)
 
     def linear(self, node: ir.Node) -> StoredLinear | None:
         if node.op_type == "MatMul":
@@ -99,8 +123,10 @@ class _Reader:
         flat = term.reshape(-1)
         if term.size not in (1, channels) or (term.size > 1 and term.squeeze().shape != flat.shape):
             return None
-        aligned = term.size == 1 or np.broadcast_shapes(term.shape, flat.reshape(column).shape) == term.shape
-        return flat if aligned else None
+        if term.size > 1 and np.broadcast_shapes(term.shape, flat.reshape(column).shape) != term.shape:
+            return None
+        self._biases.add(add)
+        return flat
 
     def _array(self, value: ir.Value | None, depth: int = 0) -> Stored | None:
         """The numbers of a value that is stored or computed from stored ones."""

@@ -10,6 +10,7 @@ from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.constants import Constants
 from bnfold.frontends.onnx.graph import OnnxGraph
 from bnfold.frontends.onnx.normalise import normalise
+from bnfold.frontends.onnx.sequences import as_splits
 from bnfold.frontends.onnx.storing import Unused, sweep
 
 
@@ -19,12 +20,14 @@ def clone(model: ir.Model) -> ir.Model:
 
 
 def fold_model(model: ir.Model, options: FoldOptions = FoldOptions()) -> tuple[ir.Model, FoldReport]:
-    """Fold every batch norm that can be folded exactly. The input is not changed; untouched tensors are shared."""
+    """Fold every affine that can be folded exactly. The input is not changed; untouched tensors are shared."""
     folded = clone(model)
-    names, before, constants = walking.site_names(folded), Unused.of(folded), Constants(folded)
+    names, before = walking.site_names(folded), Unused.of(folded)
+    as_splits(folded, names)
+    constants = Constants(folded)
     normalise(folded, constants)
     report = folding.fold(OnnxGraph(folded, names, constants), options)
-    if not report.folded:
+    if not any(outcome.folded for outcome in report.outcomes):
         return clone(model), report
     sweep(folded, before)
     return folded, report

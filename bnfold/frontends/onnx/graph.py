@@ -6,10 +6,9 @@ the model is in `storing.py`.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ import onnx.defs
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.algebra import LinearOp
-from bnfold.frontends.onnx import lenses, walking
+from bnfold.algebra import ChannelAffine, LinearOp
+from bnfold.frontends.onnx import elementwise, lenses, passages, sites, walking
 from bnfold.frontends.onnx.constants import MAX_DEPTH, Constant, Constants, is_quantised
 from bnfold.frontends.onnx.lenses import Slot, Spelling
 from bnfold.frontends.onnx.rounding import is_finite, rounded
-from bnfold.frontends.onnx.storing import Store, take_place
+from bnfold.frontends.onnx.storing import Store, skip
 from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
 
 
@@ -49,16 +48,35 @@ class OnnxGraph:
         self._constants = constants or Constants(model)
         self._versions = walking.opset(model)
         self._calls = {(function.domain, function.name) for function in model.functions.values()}
+        self._readings: dict[ir.Node, Reading] = {}
         self._spellings: dict[ir.Node, Spelling | Reason] = {}
         self._biases: dict[ir.Node, tuple[Slot, Constant] | None] = {}
         self._rounded: dict[ir.Node, Rounded] = {}
+        self._positions = {node: index for index, node in enumerate(walking.nodes(model))}
         self._store = Store(model)
 
     def affines(self) -> Sequence[ir.Node]:
-        return [node for node in walking.nodes(self._model) if self._is(node, "BatchNormalization")]
+        return [
+            node for node in walking.nodes(self._model) if self.is_norm(node) or self._affine_port(node) is not None
+        ]
+
+    def is_norm(self, node: ir.Node) -> bool:
+        return self._is(node, "BatchNormalization")
+
+    def position(self, node: ir.Node) -> int:
+        return self._positions[node]
+
+    def inputs(self, node: ir.Node) -> Sequence[ir.Value]:
+        return [value for value in (node.inputs[index] for index in self._ports(node)) if value is not None]
+
+    def outputs(self, node: ir.Node) -> Sequence[ir.Value]:
+        reading = self.read(node)
+        if isinstance(reading, (LinearOp, ChannelAffine)) or self.added_bias(node):
+            return [self.result(node)]
+        return node.outputs if isinstance(reading, Reason) else passages.made(node)
 
     def site(self, node: ir.Node) -> Site:
-        return Site(self._names[node], node.op_type, _module(node), _source(node))
+        return Site(self._names[node], node.op_type, sites.module(node), sites.source(node))
 
     def data(self, node: ir.Node) -> ir.Value:
         value = node.inputs[self._data_port(node)]
@@ -79,19 +97,14 @@ class OnnxGraph:
             whole = self._whole(reader)
             if reader.graph is not value.graph:
                 found.append(Reason.CAPTURED_BY_SUBGRAPH)
-            elif whole is not reader or index != self._data_port(reader, index):
-                found.append((whole, None))
             else:
-                found.append((reader, index))
+                found.append((whole, self._port(reader, index) if whole is reader else None))
         return found
 
     def read(self, node: ir.Node) -> Reading:
-        if is_quantised(node):
-            return Reason.QUANTISED
-        if self._is(node, "BatchNormalization"):
-            return lenses.batch_norm(node, self._version(node), self)
-        spelling = self._spelling(node)
-        return spelling if isinstance(spelling, Reason) else spelling.operator()
+        if node not in self._readings:
+            self._readings[node] = self._read(node)
+        return self._readings[node]
 
     def fits(self, node: ir.Node, op: LinearOp) -> Reason | None:
         spelling = self._spelled(node)
@@ -108,6 +121,10 @@ class OnnxGraph:
             return Reason.OVERFLOW
         self._rounded[node] = Rounded(op, weight, bias)
         return None
+
+    def inserts(self, node: ir.Node, op: LinearOp) -> bool:
+        slotless = self._spelled(node).bias_slot is None
+        return slotless and bool(np.any(op.evaluate().bias != 0))
 
     def shared(self, node: ir.Node) -> SharedWeight | None:
         slot = self._spelled(node).weight_slot
@@ -143,10 +160,7 @@ class OnnxGraph:
             self._store.add_bias(node, new.bias, weight)
 
     def bypass(self, node: ir.Node) -> None:
-        data, result, graph = self.data(node), self.result(node), node.graph
-        assert graph is not None, "a node of the model is in a graph"
-        take_place(result, data)
-        graph.remove(node, safe=True)
+        skip(node, self.data(node))
 
     # What lenses ask.
 
@@ -161,6 +175,18 @@ class OnnxGraph:
     def rank(self, value: ir.Value) -> int | None:
         """The rank that follows from the inputs of the model."""
         return self._constants.inferred.rank(value)
+
+    def shape(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
+        """The sizes that follow from the inputs of the model."""
+        return self._constants.inferred.shape(value)
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The type that follows from the inputs of the model."""
+        return self._constants.inferred.dtype(value)
+
+    def version(self, node: ir.Node) -> int:
+        """The version of the default domain for the node."""
+        return self._versions.get(node, walking.model_opset(self._model))
 
     def added_bias(self, node: ir.Node) -> tuple[Slot, Constant] | None:
         """The bias of a MatMul: a constant per channel that the only reader of its result adds."""
@@ -181,7 +207,7 @@ class OnnxGraph:
         if other is None or matrix is None or data is None or add.attributes:
             return None
         weight, bias = self.constant(matrix), self.constant(other)
-        if weight is None or bias is None or len(weight.shape) < 2:
+        if weight is None or bias is None or prod(weight.shape[:-2]) != 1:
             return None
         found = lenses.is_bias(node, position, weight, bias, self.rank(data))
         return (Slot(add, 1 - index), bias) if found else None
@@ -199,14 +225,43 @@ class OnnxGraph:
                 return maker
         return node
 
-    def _data_port(self, node: ir.Node, default: int = 0) -> int:
-        """The input that an operator maps; of a node that maps none, the one that is asked about."""
-        if self._is(node, "BatchNormalization"):
-            return 0
-        if not self._is(node, *lenses.SPELLINGS):
-            return default
+    def _read(self, node: ir.Node) -> Reading:
+        if is_quantised(node):
+            return Reason.QUANTISED
+        if self.is_norm(node):
+            return lenses.batch_norm(node, self)
+        if (port := self._affine_port(node)) is not None:
+            return elementwise.affine(node, port, self)
         spelling = self._spelling(node)
-        return default if isinstance(spelling, Reason) else spelling.data
+        if isinstance(spelling, Spelling):
+            return spelling.operator()
+        crosses = spelling is Reason.NOT_LINEAR and self._is(node, *passages.PASSAGES)
+        return passages.passage(node, self) if crosses else spelling
+
+    def _affine_port(self, node: ir.Node) -> int | None:
+        """The data of an elementwise affine; None for any other node, the bias of a MatMul too."""
+        if not self._is(node, *elementwise.OPERATORS) or self._whole(node) is not node:
+            return None
+        return elementwise.data_port(node, self)
+
+    def _data_port(self, node: ir.Node) -> int:
+        """The input that an affine or a linear operator maps."""
+        if self._is(node, *lenses.SPELLINGS):
+            return self._spelled(node).data
+        return self._affine_port(node) or 0
+
+    def _ports(self, node: ir.Node) -> Sequence[int]:
+        """The inputs that count as data: of a passage those it maps, of any other node all."""
+        if isinstance(self.read(node), (LinearOp, ChannelAffine, Reason)):
+            return [index for index, value in enumerate(node.inputs) if value is not None]
+        return passages.mapped(node)
+
+    def _port(self, node: ir.Node, index: int) -> int | None:
+        """The number of an input among those that count as data, None where it is a parameter."""
+        ports, reading = self._ports(node), self.read(node)
+        if isinstance(reading, (LinearOp, ChannelAffine)) and index != self._data_port(node):
+            return None
+        return ports.index(index) if index in ports else None
 
     def _spelled(self, node: ir.Node) -> Spelling:
         spelling = self._spelling(node)
@@ -230,9 +285,6 @@ class OnnxGraph:
     def _is_call(self, node: ir.Node) -> bool:
         return (node.domain, node.op_type) in self._calls
 
-    def _version(self, node: ir.Node) -> int:
-        return self._versions.get(node, walking.model_opset(self._model))
-
 
 def _computed_from_shared(value: ir.Value) -> bool:
     """Whether a weight is computed from a value that other nodes read too."""
@@ -244,26 +296,3 @@ def _computed_from_shared(value: ir.Value) -> bool:
         if len(walking.content_uses(value)) > 1 or value.is_graph_output():
             return True
     return True
-
-
-def _module(node: ir.Node) -> str | None:
-    """The path of the module that made the node, as torch's exporter notes it: scopes from the root to the node."""
-    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    try:
-        scopes = ast.literal_eval(noted) if noted else None
-    except (ValueError, SyntaxError):  # not a note of torch's exporter
-        return None
-    modules = [scope for scope in scopes[:-1] if isinstance(scope, str)] if isinstance(scopes, list) else []
-    return modules[-1] if modules and modules[-1] else None
-
-
-def _source(node: ir.Node) -> tuple[str, int] | None:
-    """File name and line of the call, of the stack trace that torch's exporter notes."""
-    trace = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
-    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
-    outside = [frame for frame in frames if "site-packages" not in frame] or frames
-    if not outside:
-        return None
-    path, _, rest = outside[-1].removeprefix('File "').partition('", line ')
-    number = rest.partition(",")[0]
-    return (PurePath(path).name, int(number)) if number.isdigit() else None

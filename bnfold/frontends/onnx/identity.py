@@ -29,7 +29,7 @@ def identity(model: ir.Model) -> list[str]:
 
 
 def annotate(model: ir.Model, report: FoldReport) -> ir.Model:
-    """A clone whose metadata says, under `bnfold.folded`, which batch norm went into which operators (JSON)."""
+    """A clone whose metadata says, under `bnfold.folded`, which affine went into which operators (JSON)."""
     noted = model.clone()
     folded = {o.site.name: [site.name for site in o.into] for o in report.outcomes if o.folded}
     noted.metadata_props["bnfold.folded"] = json.dumps(folded)

@@ -79,8 +79,9 @@ def skeleton(model: ir.Model, known: Known) -> onnx.ModelProto:
         proto.functions.append(ir.serde.serialize_function(function, create_value_info=False))
     graph = proto.graph
     graph.name = "skeleton"
-    for value in model.graph.inputs:
+    for position, value in enumerate(model.graph.inputs):
         ir.serde.serialize_value_into(graph.input.add(), value)
+        _name_sizes(graph.input[-1], position)
     declared = set(model.graph.inputs)
     for value in model.graph.initializers.values():
         if value not in declared and value.const_value is not None:
@@ -94,6 +95,13 @@ def skeleton(model: ir.Model, known: Known) -> onnx.ModelProto:
         graph.output.add(name=value.name)
     drop_claims(graph.node)
     return proto
+
+
+def _name_sizes(value: onnx.ValueInfoProto, position: int) -> None:
+    """Give every open size a name of its own: nothing enforces that sizes of one name are equal."""
+    for axis, size in enumerate(value.type.tensor_type.shape.dim):
+        if not size.HasField("dim_value"):
+            size.dim_param = f"input{position}.{axis}"
 
 
 def _declare(graph: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProtocol) -> None:

@@ -103,6 +103,9 @@ class Looker(Protocol):
     def constant(self, value: ir.Value) -> Constant | None: ...
     def why_not(self, value: ir.Value) -> Reason: ...
     def rank(self, value: ir.Value) -> int | None: ...
+    def shape(self, value: ir.Value) -> tuple[int | str | None, ...] | None: ...
+    def dtype(self, value: ir.Value) -> ir.DataType | None: ...
+    def version(self, node: ir.Node) -> int: ...
     def added_bias(self, node: ir.Node) -> tuple[Slot, Constant] | None: ...
 
 
@@ -253,11 +256,9 @@ def _per_channel(shape: tuple[int, ...], channels: int, trailing: int, rank: int
     return prod(shape) == 1 or (axis >= 0 and shape[axis] == prod(shape) == channels)
 
 
-def batch_norm(node: ir.Node, version: int, look: Looker) -> ChannelAffine | Reason:
-    """BatchNormalization of opset 7 to today, at inference. Its channel axis is 1.
-
-    Data of rank 1 needs no care: no linear operator makes or takes it.
-    """
+def batch_norm(node: ir.Node, look: Looker) -> ChannelAffine | Reason:
+    """BatchNormalization of opset 7 to today, at inference. Its channel axis is 1, data of rank 1 has one channel."""
+    version, data = look.version(node), node.inputs[0]
     if version < 7:
         return Reason.OLD_OPSET
     if refuses(node, BATCH_NORM) or integer(node, "spatial", 1) != 1 or len(node.inputs) != 5:
@@ -269,6 +270,9 @@ def batch_norm(node: ir.Node, version: int, look: Looker) -> ChannelAffine | Rea
     if len(constants) < 4:
         return next((reason for reason in found if isinstance(reason, Reason)), Reason.UNSUPPORTED_ATTRIBUTE)
     gamma, beta, mean, variance = (known.array() for known in constants)
+    rank = None if data is None else look.rank(data)
+    if rank is not None and rank < 2 and gamma.size != 1:
+        return Reason.NOT_PER_CHANNEL
     return statistics_map(gamma, beta, mean, variance, real(node, "epsilon", 1e-5))
 
 

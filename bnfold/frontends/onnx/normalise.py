@@ -1,8 +1,8 @@
 """What exporters write around an operator is taken away before anything is matched.
 
-Two things stand between an operator and what it computes. A convolution without bias gets one that is computed at run
-time (Shape → Expand → CastLike); and Identity separates a batch norm from its neighbours. Both go, nothing else is
-touched: weights that are computed are read where they stand (`constants.py`), so that nothing grows.
+A convolution without bias gets one that is computed at run time (Shape → Expand → CastLike), and Identity nodes stand
+for copies. Both go, nothing else is touched: weights that are computed are read where they stand (`constants.py`), so
+that nothing grows.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import onnx_ir as ir
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.constants import Constant, Constants
 from bnfold.frontends.onnx.rounding import rounded
-from bnfold.frontends.onnx.storing import Unused, sweep
+from bnfold.frontends.onnx.storing import Unused, is_fixed, skip, sweep
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")
 GEMM_WITHOUT_BIAS = 11
 
 
 def normalise(model: ir.Model, constants: Constants | None = None) -> None:
-    """Clear computed biases and the Identity nodes next to batch norms, in place; remove what nobody reads then."""
+    """Clear computed biases and Identity nodes, in place; remove what nobody reads then."""
     known, before = constants or Constants(model), Unused.of(model)
     for node in list(walking.nodes(model)):
         if walking.is_standard(node, *BIASED):
             _clear_bias(node, known, model)
-        elif walking.is_standard(node, "BatchNormalization"):
-            _skip_identities(node)
+        elif walking.is_standard(node, "Identity"):
+            _clear_identity(node)
     sweep(model, before)
 
 
@@ -39,6 +39,12 @@ def tidy(model: ir.Model) -> None:
             if known is not None and known.exact and known.dtype.is_integer() and not value.is_graph_output():
                 _store(value, known)
     sweep(model, before)
+
+
+def _clear_identity(node: ir.Node) -> None:
+    data, result = node.inputs[0], node.outputs[0]
+    if data is not None and data.graph is node.graph and not (result.is_graph_output() and is_fixed(data)):
+        skip(node, data)
 
 
 def _clear_bias(node: ir.Node, constants: Constants, model: ir.Model) -> None:
@@ -66,21 +72,3 @@ def _store(value: ir.Value, constant: Constant) -> None:
     value.replace_all_uses_with(stored)
     graph.remove(maker, safe=True)
     graph.initializers[name] = stored
-
-
-def _skip_identities(node: ir.Node) -> None:
-    data = node.inputs[0] if node.inputs else None
-    while data is not None and (maker := data.producer()) is not None and _is_plain_identity(maker, node):
-        data = maker.inputs[0]
-        node.replace_input_with(0, data)
-    result = node.outputs[0]
-    readers = list(result.consumers())
-    for reader in readers:
-        if _is_plain_identity(reader, node):
-            readers += reader.outputs[0].consumers()
-            reader.outputs[0].replace_all_uses_with(result)
-
-
-def _is_plain_identity(node: ir.Node, neighbour: ir.Node) -> bool:
-    same_graph = node.graph is neighbour.graph
-    return walking.is_standard(node, "Identity") and same_graph and not node.outputs[0].is_graph_output()

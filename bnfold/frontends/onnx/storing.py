@@ -110,6 +110,24 @@ def take_place(old: ir.Value, new: ir.Value, rename: Callable[[str], str] | None
     new.metadata_props.update(old.metadata_props)
 
 
+def is_fixed(value: ir.Value) -> bool:
+    """Whether a value has a name that the model's interface gives it."""
+    return value.is_graph_output() or value.is_graph_input() or value.is_initializer()
+
+
+def skip(node: ir.Node, data: ir.Value) -> None:
+    """Remove a node: who reads its result reads `data`. An output of the graph needs a name that is its own."""
+    result, graph = node.outputs[0], node.graph
+    assert graph is not None, "a node of the model is in a graph"
+    if result.is_graph_output() and (is_fixed(data) or data.graph is not graph):
+        copy = ir.node("Identity", [data], name=node.name)
+        graph.insert_before(node, copy)
+        take_place(result, copy.outputs[0])
+    else:
+        take_place(result, data)
+    graph.remove(node, safe=True)
+
+
 @dataclass(frozen=True)
 class Unused:
     """What nobody read before anything was changed."""
@@ -125,16 +143,18 @@ class Unused:
 
 
 def sweep(model: ir.Model, before: Unused) -> None:
-    """Remove the nodes and initializers that nobody reads any more."""
+    """Remove the nodes and initializers that nobody reads any more, but no input that a caller may give."""
     roots = [model.graph, *(function.graph for function in model.functions.values())]
     for graph in roots:
         _sweep_nodes(graph, before)
     for graph in walking.graphs(model):
         for name, value in list(graph.initializers.items()):
-            if _is_idle(value) and value not in before.values:
-                del graph.initializers[name]
-                if value.is_graph_input():
-                    graph.inputs.remove(value)
+            offered = value.is_graph_input() and model.ir_version >= 4
+            if not _is_idle(value) or value in before.values or offered:
+                continue
+            del graph.initializers[name]
+            if value.is_graph_input():
+                graph.inputs.remove(value)
 
 
 def _sweep_nodes(graph: ir.Graph, before: Unused) -> None:

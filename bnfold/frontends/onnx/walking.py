@@ -56,8 +56,12 @@ def _version(imports: dict[str, int]) -> int:
 
 
 def content_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Who reads what the value holds, not only its shape."""
-    return [(use.node, use.idx) for use in value.uses() if not is_standard(use.node, *SHAPE_READERS)]
+    """Who reads what the value holds, not only its shape or its type."""
+    return [(use.node, use.idx) for use in value.uses() if not _asks_about(use.node, use.idx)]
+
+
+def _asks_about(node: ir.Node, index: int) -> bool:
+    return is_standard(node, *SHAPE_READERS) or (is_standard(node, "CastLike") and index == 1)
 
 
 def is_dead(node: ir.Node) -> bool:

@@ -72,6 +72,22 @@ def mutated(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> frozenset[fx.N
     return frozenset(node for node in graph.nodes if sets.root(node) in roots)
 
 
+@dataclass(frozen=True)
+class Ownership:
+    """The values that own their memory, and by in-place operator that is clean the value that it writes."""
+
+    fresh: frozenset[fx.Node]
+    written: Mapping[fx.Node, fx.Node]
+
+
+def ownership(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> Ownership:
+    """Who may write where without anybody noticing."""
+    effects = {node: _effect(node, modules) for node in graph.nodes}
+    fresh = _fresh_values(graph, effects)
+    written = {node: effect.writes[0] for node, effect in effects.items() if _clean(node, effect, fresh)}
+    return Ownership(frozenset(fresh), written)
+
+
 def written_state(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> frozenset[str]:
     """The names of the tensors that called modules may change: their buffers in train mode; all, if code is foreign."""
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}

@@ -101,6 +101,14 @@ class Constants:
             self._found[argument] = self._look(argument)
         return self._found[argument]
 
+    def integers(self, argument: Any) -> list[int] | None:
+        """A stored list of integers (indices); None where the argument is none."""
+        if not isinstance(argument, fx.Node) or not self.is_constant(argument):
+            return None
+        found = self._evaluate(argument, {}, double=False)
+        listed = isinstance(found, Tensor) and found.dim() == 1 and found.dtype in (torch.int32, torch.int64)
+        return [int(each) for each in found] if listed else None
+
     def is_constant(self, node: fx.Node) -> bool:
         """Whether the node's value is stored, or computed from nothing but stored tensors."""
         return node in self._constant

@@ -7,37 +7,53 @@ float64. No lens is used here, so that an error in a lens shows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.operator_schemas import normalize_function
 
-from bnfold.evidence import Evidence, StoredLinear, StoredNorm
+from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.frontends.torch.casting import converted_tensor
 from bnfold.frontends.torch.constants import with_dtype
+from bnfold.frontends.torch.places import module_type
 from bnfold.frontends.torch.program import STORED, written_names
 from bnfold.frontends.torch.running import to_array
 
+Stored = NDArray[Any]
+
 _VIEWS = ("aten::t", "aten::permute", "aten::transpose", "aten::numpy_T", "aten::detach", "aten::alias")
+
+_ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
+    "add": ("add", "add"),
+    "rsub": ("sub", "rsub"),
+    **dict.fromkeys(("sub", "subtract"), ("rsub", "sub")),
+    **dict.fromkeys(("mul", "multiply"), ("mul", "mul")),
+    **dict.fromkeys(("div", "true_divide"), (None, "div")),
+}
+"""What an operator is whose first operand, or second operand, is the constant one."""
 
 
 def evidence(program: ExportedProgram) -> Evidence:
-    """The stored parameters of every batch norm and linear operator whose parameters are constant, by node name."""
+    """The constant parameters of every batch norm, linear and elementwise operator, by node name."""
     values = _Values(program)
-    norms: dict[str, StoredNorm] = {}
-    linears: dict[str, StoredLinear] = {}
+    found = Evidence({}, {}, {})
     for node in program.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         name, arguments = _bound(node)
-        if norm := _frozen(node, values) if name == "add" else _norm(name, arguments, values):
-            norms[node.name] = norm
+        if norm := _norm(name, arguments, values):
+            found.norms[node.name] = norm
         elif linear := _linear(name, arguments, values):
-            linears[node.name] = linear
-    return Evidence(norms, linears)
+            found.linears[node.name] = linear
+        elif affine := _affine(name, arguments, values):
+            found.affines[node.name] = affine
+            _complete(node, affine, found)
+    return found
 
 
 def _bound(node: fx.Node) -> tuple[str, dict[str, Any]]:
@@ -62,17 +78,48 @@ def _norm(name: str, arguments: dict[str, Any], values: _Values) -> StoredNorm |
     )
 
 
-def _frozen(node: fx.Node, values: _Values) -> StoredNorm | None:
-    """`x * scale + shift` with constants, as a batch norm of mean 0 and variance 1."""
-    for product, shift in (node.args[:2], node.args[1::-1]):
-        if not isinstance(product, fx.Node) or getattr(product.target, "_opname", "") != "mul":
-            continue
-        for scale in product.args:
-            found = values.get(scale), values.get(shift)
-            if found[0] is not None and found[1] is not None:
-                gamma, beta = (to_array(tensor).reshape(-1) for tensor in found if tensor is not None)
-                return StoredNorm(gamma, beta, np.zeros_like(gamma), np.ones_like(gamma), 0.0)
-    return None
+def _affine(name: str, arguments: dict[str, Any], values: _Values) -> StoredAffine | None:
+    """An elementwise operator with one constant operand: a tensor, or a number written in the program."""
+    name = name.removesuffix("_")
+    if name in ("neg", "negative"):
+        return StoredAffine("neg", None) if values.get(arguments.get("self")) is None else None
+    if name not in _ELEMENTWISE or arguments.get("alpha", 1) != 1 or arguments.get("rounding_mode") is not None:
+        return None
+    constants = [_constant(arguments.get(key), values) for key in ("self", "other")]
+    if (constants[0] is None) == (constants[1] is None):
+        return None
+    op, constant = next(pair for pair in zip(_ELEMENTWISE[name], constants, strict=True) if pair[1] is not None)
+    return None if op is None else StoredAffine(op, constant)
+
+
+def _complete(node: fx.Node, affine: StoredAffine, found: Evidence) -> None:
+    """An addition may end a frozen batch norm, in a module that is called one, or be the bias of a matrix product."""
+    if affine.op != "add" or affine.constant is None:
+        return
+    term = affine.constant.reshape(-1)
+    for product in (each for each in node.all_input_nodes if len(each.users) == 1):
+        scaling, linear = found.affines.get(product.name), found.linears.get(product.name)
+        if linear is not None and linear.layout == "matmul" and linear.bias is None:
+            if term.size in (1, linear.weight.shape[1]) and affine.constant.shape[-1:] in ((), (term.size,)):
+                found.linears[product.name] = replace(linear, bias=term, added=node.name)
+        elif scaling is not None and scaling.op == "mul" and "BatchNorm" in module_type(node):
+            found.norms[node.name] = _frozen(scaling, term)
+            del found.affines[product.name], found.affines[node.name]
+
+
+def _frozen(scaling: StoredAffine, term: Stored) -> StoredNorm:
+    """`x * scale + term`, as a batch norm of mean 0 and variance 1."""
+    scale = np.zeros(0) if scaling.constant is None else scaling.constant.reshape(-1)
+    channels = max(scale.size, term.size)
+    gamma, beta = (np.resize(each, channels) for each in (scale, term))
+    return StoredNorm(gamma, beta, np.zeros_like(gamma), np.ones_like(gamma), 0.0)
+
+
+def _constant(argument: Any, values: _Values) -> Stored | None:
+    if isinstance(argument, (int, float)) and not isinstance(argument, bool):
+        return np.array(float(argument))
+    tensor = values.get(argument)
+    return None if tensor is None else to_array(tensor)
 
 
 def _linear(name: str, arguments: dict[str, Any], values: _Values) -> StoredLinear | None:
@@ -108,9 +155,12 @@ class _Values:
         dense = {node: tensor for node, tensor in held.items() if tensor.layout is torch.strided}
         written, names = set(_written(program.graph)), written_names(program)
         changed = {dense[node].data_ptr() for node in dense if node in written or specs[node].target in names}
-        self._known: dict[fx.Node, Any] = {
+        self._known: dict[fx.Node, Any] = dict.fromkeys(placeholders) | {
             node: tensor for node, tensor in dense.items() if tensor.data_ptr() not in changed
         }
+        for node in program.graph.nodes:  # first to last, so that no later question goes deep
+            if any(self._known.get(each, each) is None for each in node.all_input_nodes):
+                self._known[node] = None
 
     def get(self, argument: Any) -> Tensor | None:
         value = self._value(argument) if isinstance(argument, fx.Node) else None

@@ -25,7 +25,7 @@ def facts(program: ExportedProgram) -> ModelFacts:
     tensors = [*program.state_dict.values(), *(t for t in program.constants.values() if isinstance(t, Tensor))]
     unique = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): t for t in tensors}.values()
     return ModelFacts(
-        batch_norms=len(graph.affines()),
+        batch_norms=sum(map(graph.is_norm, graph.affines())),
         nodes=len(operators),
         compute_nodes=sum(_computes(node) and node.name not in constant for node in operators),
         parameters=sum(tensor.numel() for tensor in unique if tensor.is_floating_point()),

@@ -1,8 +1,8 @@
 """`TorchGraph`: an fx graph as rules see it, over exported programs and the user's GraphModules alike.
 
-A value is the `fx.Node` that makes it. A batch norm that returns a tuple gives its result in item 0; a frozen batch
-norm, spelt out as `x * scale + shift`, is one node: the addition. What differs between the two dialects is given to the
-constructor: the stored tensors, the ranks that are facts, and the `Writer` that puts new tensors where they belong.
+A value is the `fx.Node` that makes it, but where a node makes a tuple, its items are the values. A frozen batch norm,
+spelt out as `x * scale + shift`, is one node: the addition. What differs between the two dialects is given to the
+constructor: the stored tensors, the facts about values, and the `Writer` that puts new tensors where they belong.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 from torch import fx, nn
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
-from bnfold.frontends.torch.aliasing import bare_name, mutated, reads_shape_only, written_state
+from bnfold.frontends.torch.aliasing import bare_name, mutated, ownership, reads_shape_only, written_state
 from bnfold.frontends.torch.calls import Call, call_of, hooked, tensor_arguments
 from bnfold.frontends.torch.constants import Constant, Constants, is_quantised
-from bnfold.frontends.torch.frozen import FrozenNorm, frozen_affine, frozen_norm, frozen_norms
+from bnfold.frontends.torch.elementwise import Elementwise, is_float
+from bnfold.frontends.torch.elementwise import read as read_elementwise
+from bnfold.frontends.torch.elementwise import spelt as elementwise
+from bnfold.frontends.torch.frozen import frozen_norms
 from bnfold.frontends.torch.lenses import (
     WEIGHT_NAMES,
     Form,
@@ -30,12 +33,16 @@ from bnfold.frontends.torch.lenses import (
     taps_of,
     weight_of,
 )
+from bnfold.frontends.torch.passages import Sight, inputs_of, makes_tuple, passage_of
 from bnfold.frontends.torch.places import module_path, source_line
 from bnfold.frontends.torch.rounding import rounded
+from bnfold.frontends.torch.shapes import Facts
+from bnfold.frontends.torch.spelling import spell
 from bnfold.frontends.torch.writer import NewParameters, Writer
 from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
+from bnfold.rules import compose
 
-Ranks = Callable[[fx.Node], int | None]
+_SHAPE_GIVERS = ("view_as", "reshape_as", "expand_as")
 
 
 class TorchGraph:
@@ -47,19 +54,24 @@ class TorchGraph:
         modules: Mapping[str, nn.Module],
         names: Mapping[fx.Node, str],
         tensors: Mapping[str, torch.Tensor],
-        ranks: Ranks,
+        facts: Facts,
         writer: Callable[[TorchGraph], Writer],
         written: frozenset[str] = frozenset(),
     ) -> None:
         self.graph = graph
         self.modules = modules
         self.pinned = mutated(graph, modules)
+        self.ownership = ownership(graph, modules)
         self.constants = Constants(graph, names, tensors, self.pinned, written | written_state(graph, modules))
-        self._ranks = ranks
-        self._frozen = frozen_norms(graph, self.constants)
-        self._scalings = {norm.scaling: addition for addition, norm in self._frozen.items()}
-        self._affines = [*self._norms(), *self._captured()]
+        self._facts = facts
+        self._spelt = {node: spell(node, modules) for node in graph.nodes}
+        self._elementwise = self._find_elementwise()
+        self._frozen = frozen_norms(self._elementwise)
+        self._scalings = {scaling: addition for addition, scaling in self._frozen.items()}
+        self._norms = {*self._find_norms(), *self._captured()}
+        self._affines = [*self._listed(), *self._captured()]
         self._readers = self._weight_readers()
+        self._positions = {node: index for index, node in enumerate(graph.nodes)}
         self.writer = writer(self)
 
     # what a rule may ask
@@ -67,13 +79,29 @@ class TorchGraph:
     def affines(self) -> Sequence[fx.Node]:
         return self._affines
 
+    def is_norm(self, node: fx.Node) -> bool:
+        return node in self._norms
+
+    def position(self, node: fx.Node) -> int:
+        return self._positions[node]
+
+    def inputs(self, node: fx.Node) -> Sequence[fx.Node]:
+        call = self._crossed(node)
+        return tensor_arguments(node) if call is None else inputs_of(call)
+
+    def outputs(self, node: fx.Node) -> Sequence[fx.Node]:
+        items = [user for user in node.users if user.users and _item(user) is not None]
+        return items if self._makes_tuple(node) and items else [self.result(node)]
+
     def site(self, node: fx.Node) -> Site:
         name = node.name if node.graph is self.graph else f"{self._owner(node)}.{node.name}"
         return Site(name, self._operator(node), module_path(node), source_line(node))
 
     def data(self, node: fx.Node) -> fx.Node:
-        if node in self._frozen and (frozen := frozen_norm(node, self.constants)):
-            return frozen.data
+        if node in self._frozen:
+            return self._data_of(self._frozen[node])
+        if node in self._elementwise:
+            return self._data_of(node)
         call = self.call(node)
         assert call is not None, "only affines and linear operators have data"
         value = call.get(self._data_name(call))
@@ -89,10 +117,8 @@ class TorchGraph:
     def producer(self, value: fx.Node) -> fx.Node | None:
         if value.op in ("placeholder", "get_attr"):
             return None
-        maker = value.args[0] if _item(value) == 0 else value
-        assert isinstance(maker, fx.Node), "an item is taken from a node"
-        call = self.call(maker)
-        return maker if call is not None and is_norm(call) else value
+        maker = value.args[0] if _item(value) is not None else None
+        return maker if isinstance(maker, fx.Node) and self._makes_tuple(maker) else value
 
     def uses(self, value: fx.Node) -> Sequence[Use[fx.Node] | Reason]:
         found: list[Use[fx.Node] | Reason] = [Reason.MUTATED_IN_PLACE] if value in self.pinned else []
@@ -106,10 +132,14 @@ class TorchGraph:
         if node.op == "call_module" and hooked(self.modules[str(node.target)]):
             return Reason.HOOKED
         if node in self._frozen:
-            return self._read_frozen(self._frozen[node])
+            return self._read_frozen(node)
+        if node in self._elementwise:
+            return self._read_elementwise(node)
         call = self.call(node)
+        if crossed := self._crossed(node):
+            return self._read_passage(node, crossed)
         if call is None:
-            return Reason.UNKNOWN_OPERATOR if node in self._affines else _opaque(node)
+            return Reason.UNKNOWN_OPERATOR if node in self._norms else _opaque(node)
         return self._read_norm(node, call) if is_norm(call) else self._read_linear(call)
 
     def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
@@ -120,6 +150,10 @@ class TorchGraph:
             if not rounded(np.abs(numbers).max(initial=0.0), dtype).isfinite().all():
                 return Reason.OVERFLOW
         return None
+
+    def inserts(self, node: fx.Node, op: LinearOp) -> bool:
+        form, _, _ = self._stored(node)
+        return form.bias is None and bool(np.any(op.evaluate().bias != 0))
 
     def shared(self, node: fx.Node) -> SharedWeight | None:
         _, weight, _ = self._stored(node)
@@ -154,7 +188,35 @@ class TorchGraph:
     def call(self, node: fx.Node) -> Call | None:
         return call_of(node, self.modules)
 
-    def _norms(self) -> Iterator[fx.Node]:
+    def _find_elementwise(self) -> dict[fx.Node, Elementwise]:
+        """Operators with one constant operand and one of floats; what is computed with sizes is no tensor."""
+        found: dict[fx.Node, Elementwise] = {}
+        numbers: set[fx.Node] = set()
+        for node, call in self._spelt.items():
+            if reads_shape_only(node) or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
+                numbers.add(node)
+            affine = None if call is None else elementwise(call, self.constants.is_constant)
+            if affine is None or affine.data in numbers or affine.data in self.constants.names:
+                continue
+            if is_float(self._facts.dtype(affine.data)):
+                found[node] = affine
+        return found
+
+    def _listed(self) -> Iterator[fx.Node]:
+        """Every affine but a part of another one: a frozen norm's product, and the bias of a matrix product."""
+        for node in self.graph.nodes:
+            affine = self._elementwise.get(node)
+            alone = affine is not None and node not in self._scalings and not self._is_bias(node, affine)
+            if node in self._norms or alone:
+                yield node
+
+    def _is_bias(self, node: fx.Node, affine: Elementwise) -> bool:
+        """Whether an addition is the bias of a product that has no other place for one."""
+        call, addition = self.call(affine.data), self._spelt[node]
+        adds = addition is not None and addition.operator == "add"
+        return adds and call is not None and call.operator in ("mm", "matmul") and self._crossed(affine.data) is None
+
+    def _find_norms(self) -> Iterator[fx.Node]:
         """Batch norms over values; one over a weight (weight standardisation) is a part of that weight."""
         for node in self.graph.nodes:
             call = self.call(node)
@@ -188,6 +250,31 @@ class TorchGraph:
     def _owner(self, node: fx.Node) -> str:
         return next(name for name, part in self._subgraphs() if part.graph is node.graph)
 
+    def _data_of(self, node: fx.Node) -> fx.Node:
+        """What an elementwise affine maps now: another node once the one that it read is gone."""
+        call = spell(node, self.modules)
+        assert call is not None, "an elementwise affine is spelt"
+        data: fx.Node = call.get(self._elementwise[node].operand)
+        return data
+
+    def _crossed(self, node: fx.Node) -> Call | None:
+        """The call of a node that is to be read as a passage: an operator without constant weights."""
+        call, known = self._spelt.get(node), self.call(node)
+        if call is None or node in self._elementwise or not inputs_of(call):
+            return None
+        run_time = not any(self.constants.is_constant(each) for each in tensor_arguments(node))
+        return call if known is None or (_is_computed_product(known) and run_time) else None
+
+    def _makes_tuple(self, node: fx.Node) -> bool:
+        call = self._spelt.get(node)
+        return _returns_tuple(node) or (call is not None and makes_tuple(call))
+
+    def _read_passage(self, node: fx.Node, call: Call) -> Reading:
+        items = [_item(user) for user in node.users if user.users]
+        known = tuple(item for item in items if item is not None)
+        taken = known if self._makes_tuple(node) and len(known) == len(items) else None
+        return passage_of(Sight(call, node, self._facts, taken, self.constants.integers))
+
     def _data_name(self, call: Call) -> str:
         return "mat1" if call.operator == "addmm" else "input"
 
@@ -201,11 +288,21 @@ class TorchGraph:
         if reader in self._scalings:
             return [(self._scalings[reader], 0)]
         call, count = self.call(reader), tensor_arguments(reader).count(value)
-        if call is None or (call.operator not in WEIGHT_NAMES and not is_norm(call)):
+        if reader not in self._elementwise and (call is None or self._crossed(reader) is not None):
+            return self._crossing(reader, value)
+        if reader in self._elementwise or call is None:
             return [(reader, 0)]
         as_data = call.get(self._data_name(call)) is value
         ports: list[int | None] = [0] * as_data + [None] * (count > as_data)
         return [(reader, port) for port in ports]
+
+    def _crossing(self, reader: fx.Node, value: fx.Node) -> list[Use[fx.Node] | Reason]:
+        """The ports by which an operator reads a value; one that gives its shape alone is not read."""
+        ports: list[int | None] = [port for port, given in enumerate(self.inputs(reader)) if given is value]
+        call = self._spelt[reader]
+        beside = tensor_arguments(reader).count(value) - len(ports)
+        shape_only = call is not None and call.operator in _SHAPE_GIVERS
+        return [(reader, port) for port in [*ports, *[None] * (0 if shape_only else beside)]]
 
     def _read_norm(self, node: fx.Node, call: Call) -> ChannelAffine | Reason:
         if _returns_tuple(node) and any(_item(user) != 0 for user in node.users):
@@ -214,13 +311,16 @@ class TorchGraph:
             return Reason.MUTATED_IN_PLACE
         return norm_of(call, self._array)
 
-    def _read_frozen(self, norm: FrozenNorm) -> ChannelAffine | Reason:
-        scale, shift = self._array(norm.scale), self._array(norm.shift)
-        if isinstance(scale, Reason) or isinstance(shift, Reason):
-            return Reason.PARAMETER_NOT_CONSTANT
-        if norm.data in self.pinned:
+    def _read_elementwise(self, node: fx.Node) -> ChannelAffine | Reason:
+        if self._data_of(node) in self.pinned:
             return Reason.MUTATED_IN_PLACE
-        return frozen_affine(scale, shift, self._ranks(norm.data))
+        return read_elementwise(self._elementwise[node], self._facts, self.constants.find)
+
+    def _read_frozen(self, node: fx.Node) -> ChannelAffine | Reason:
+        product, addition = self._read_elementwise(self._frozen[node]), self._read_elementwise(node)
+        if isinstance(product, Reason) or isinstance(addition, Reason):
+            return product if isinstance(product, Reason) else addition
+        return compose(addition, product) or Reason.NOT_PER_CHANNEL
 
     def _array(self, argument: Any) -> Array | Reason:
         constant = self.constants.find(argument)
@@ -236,7 +336,7 @@ class TorchGraph:
         bias = self._bias(call, form)
         if isinstance(bias, Reason):
             return bias
-        rank = self._ranks(call.get(form.data)) if isinstance(call.get(form.data), fx.Node) else None
+        rank = self._facts.rank(call.get(form.data))
         if rank is None or rank <= form.spatial:
             return Reason.AXIS_UNKNOWN
         return _linear_op(form, weight, bias, axis=rank - form.spatial - 1)

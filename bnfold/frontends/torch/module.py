@@ -15,8 +15,8 @@ from bnfold.folding import FoldOptions, FoldReport, fold
 from bnfold.frontends.torch.capture import capture_as_is, quiet
 from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.hooks import duplicate, foreign_hooks, is_leaf, materialise
+from bnfold.frontends.torch.observing import facts_of, graph_facts
 from bnfold.frontends.torch.program import fold_program
-from bnfold.frontends.torch.ranks import enforced_ranks, observed_ranks
 from bnfold.frontends.torch.submodules import ModuleShelf, ModuleWriter
 from bnfold.frontends.torch.writeback import Ledger
 
@@ -59,9 +59,7 @@ def fold_graph_module(
     _demand_eval(module)
     folded = duplicate(module)
     materialise(folded)
-    ranks = enforced_ranks(folded.graph, dict(folded.named_modules()))
-    if example_inputs is not None and not any(foreign_hooks(folded)):
-        ranks = observed_ranks(folded, example_inputs) or ranks
+    facts = graph_facts(folded) if foreign_hooks(folded) else facts_of(folded, example_inputs)
     shelf = ModuleShelf(folded)
     writers: list[ModuleWriter] = []
 
@@ -70,7 +68,7 @@ def fold_graph_module(
         return writers[0]
 
     modules = dict(folded.named_modules(remove_duplicate=False))
-    graph = TorchGraph(folded.graph, modules, shelf.nodes(), shelf.tensors, ranks.get, writer)
+    graph = TorchGraph(folded.graph, modules, shelf.nodes(), shelf.tensors, facts, writer)
     report = fold(graph, options)
     writers[0].settle()
     folded.graph.lint()

@@ -29,6 +29,7 @@ from bnfold.folding import FoldOptions, FoldReport, fold
 from bnfold.frontends.torch.capture import quiet
 from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.places import is_inside
+from bnfold.frontends.torch.shapes import proved_facts
 from bnfold.frontends.torch.writeback import Ledger
 
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -57,7 +58,7 @@ def open_program(shelf: ProgramShelf) -> tuple[TorchGraph, Ledger]:
     module = shelf.module
     names = {node: spec.target for node, spec in shelf.stored() if spec.target is not None}
     modules, written = dict(module.named_modules()), written_names(shelf.original)
-    graph = TorchGraph(module.graph, modules, names, shelf.tensors, rank_of, writer, written)
+    graph = TorchGraph(module.graph, modules, names, shelf.tensors, proved_facts(module.graph), writer, written)
     return graph, ledgers[0]
 
 
@@ -68,12 +69,6 @@ def written_names(program: ExportedProgram) -> frozenset[str]:
         for spec in program.graph_signature.output_specs
         if spec.target is not None and spec.kind is not OutputKind.USER_INPUT_MUTATION
     )
-
-
-def rank_of(node: fx.Node) -> int | None:
-    """The rank that torch.export has proved for a value."""
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else None
 
 
 def copied_graph(module: fx.GraphModule) -> fx.GraphModule:

@@ -1,22 +1,19 @@
 """How many axes a value has, where the graph does not say.
 
 A GraphModule stores no types. `enforced_ranks` knows what the graph itself demands: `BatchNorm2d` takes four axes and
-nothing else, `flatten(1)` gives two, a convolution keeps their number. `observed_ranks` runs shapes, not numbers,
-through a copy.
+nothing else, `flatten(1)` gives two, a convolution keeps their number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from bnfold.errors import UsageError
 from bnfold.frontends.torch.aliasing import bare_name
 from bnfold.frontends.torch.calls import call_of, tensor_arguments, words
+from bnfold.frontends.torch.lenses import is_norm
 
 _KEEPING = (
     nn.ReLU,
@@ -36,7 +33,10 @@ _KEEPING = (
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
 )
-_KEEPING_NAMES = words("relu relu_ relu6 hardtanh silu gelu sigmoid tanh leaky_relu hardswish dropout")
+_KEEPING_NAMES = words(
+    "relu relu_ relu6 hardtanh silu gelu sigmoid tanh leaky_relu hardswish dropout contiguous clone detach"
+    " max_pool2d avg_pool2d adaptive_avg_pool2d interpolate pad"
+)
 _DEMANDED = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
@@ -62,33 +62,31 @@ def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx
     return ranks
 
 
-def observed_ranks(module: fx.GraphModule, example_inputs: tuple[Any, ...]) -> dict[fx.Node, int] | None:
-    """The ranks of all values for these inputs; None where they depend on the numbers.
+def enforced_channels(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, int]:
+    """The sizes along axis 1 without which the graph would not run."""
+    found: dict[fx.Node, int] = {}
+    for node in reversed(graph.nodes):
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            continue
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        demanded = getattr(module, "in_channels", getattr(module, "num_features", getattr(module, "in_features", None)))
+        if isinstance(demanded, int) and call_of(node, modules):
+            found[source] = demanded
+        elif node in found and _keeps_rank(node, modules):
+            found.setdefault(source, found[node])
+    return found
 
-    Raises `UsageError` where the inputs do not fit.
-    """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder(module)
-    try:
-        with mode, torch.no_grad():
-            recorder.run(*[mode.from_tensor(x) if isinstance(x, Tensor) else x for x in example_inputs])
-    except (DataDependentOutputException, DynamicOutputShapeException):
-        return None
-    except Exception as error:
-        raise UsageError(f"the example inputs do not fit the module: {error}") from error
-    return recorder.ranks
 
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.ranks: dict[fx.Node, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.ranks[n] = value.dim()
-        return value
+def enforced_dtypes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, torch.dtype]:
+    """The dtypes of what a called linear operator reads and makes: those of its weight."""
+    found: dict[fx.Node, torch.dtype] = {}
+    for node in graph.nodes:
+        call = call_of(node, modules)
+        weight = getattr(modules[str(node.target)], "weight", None) if node.op == "call_module" else None
+        if call is not None and not is_norm(call) and isinstance(weight, Tensor):
+            found |= dict.fromkeys((node, *tensor_arguments(node)[:1]), weight.dtype)
+    return found
 
 
 def _keeps_rank(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -74,8 +74,10 @@ class Ledger:
     assignments: list[Assignment] = field(default_factory=list)
     _tied: dict[Hashable, list[str]] = field(default_factory=dict)
     _gone: set[fx.Node] = field(default_factory=set)
+    _written: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._written = dict(self.graph.ownership.written)
         for name in self.shelf.names():
             self._tied.setdefault(memory(self.shelf.tensor(name)), []).append(name)
 
@@ -98,9 +100,23 @@ class Ledger:
 
     def bypass(self, node: fx.Node, result: fx.Node, value: fx.Node) -> None:
         """Let the readers of `result` read `value`; remove the node, and the constants that only it has read."""
+        writers = [user for user in result.users if self._written.get(user) is result]
         result.replace_all_uses_with(value)
+        for writer in writers:
+            self._written[writer] = value
+            self._protect(value, writer)
         self.shelf.rename(result.name, value.name)
         self._erase(node)
+
+    def _protect(self, value: fx.Node, writer: fx.Node) -> None:
+        """An in-place operator wrote what the affine had made; a value that is not its own it gets as a copy."""
+        readers = {user for user in value.users if not reads_shape_only(user)}
+        if value in self.graph.ownership.fresh and readers == {writer}:
+            return
+        with value.graph.inserting_before(writer):
+            clone = value.graph.call_function(torch.ops.aten.clone.default, (value,))
+        clone.meta = {key: kept for key, kept in value.meta.items() if key in ("val", "tensor_meta")}
+        writer.replace_input_with(value, clone)
 
     def _erase(self, node: fx.Node) -> None:
         for item in [user for user in node.users if not user.users]:
