@@ -10,7 +10,7 @@
 
 PYTHON =
 TORCH_FLAGS =
-PYTEST_FLAGS = -n auto --maxprocesses 4
+PYTEST_FLAGS = -n auto --maxprocesses 4 --dist loadgroup
 
 VENV = .venv
 BIN = $(VENV)/bin

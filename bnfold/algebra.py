@@ -74,8 +74,8 @@ class ChannelAffine:
         return not (self.scales or self.shifts)
 
     def named(self, name: str) -> ChannelAffine:
-        """The affine of the node of this name, where it stands; one channel is no channel."""
-        return replace(self, origin=Leaf(name), axis=None if self.channels == 1 else self.axis)
+        """The affine of the node of this name, where it stands, or a part of it; one channel is no channel."""
+        return replace(self, origin=self.origin or Leaf(name), axis=None if self.channels == 1 else self.axis)
 
     def along(self, axis: int | None) -> ChannelAffine:
         """The same numbers along another axis."""
@@ -106,6 +106,12 @@ class ChannelAffine:
         """Its shift alone, times a factor."""
         origin = self.origin and Part(self.origin, scaled=False, shifted=factor)
         return ChannelAffine(np.ones_like(self.scale), self.shift * factor, self.axis, origin)
+
+    def terms(self, rank: int) -> dict[str, Array]:
+        """`scale` to multiply a value of this rank by, `shift` to add to it; the one that does nothing is left out."""
+        shape = (self.channels,) if self.axis is None else (self.channels, *(1,) * (rank - 1 - self.axis))
+        scale = {"scale": self.scale.reshape(shape)} if self.scales or not self.shifts else {}
+        return scale | ({"shift": self.shift.reshape(shape)} if self.shifts else {})
 
     def opposite(self) -> ChannelAffine:
         """Its scale and the negated shift."""

@@ -51,19 +51,21 @@ def fold(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     max_growth: float = 1.10,
+    leftover: Literal["keep", "affine"] = "keep",
 ) -> Folded[Any]:
     """Fold every batch norm that can be folded exactly.
 
     `model` is an `nn.Module` in eval mode, a `GraphModule`, an `ExportedProgram`, an `onnx_ir.Model`, an
     `onnx.ModelProto` or the path of a file that holds one. A module is captured by `torch.export` with `example_inputs`
     (a tuple of tensors; their first axis becomes dynamic); without them it is traced symbolically. `include` and
-    `exclude` are globs over node or module paths; `max_growth` bounds the copies of shared weights.
+    `exclude` are globs over node or module paths; `max_growth` bounds the copies of shared weights. With
+    `leftover="affine"` a batch norm that stays becomes a product and a sum.
 
     Raises `UsageError` for a module in train mode, `Rejected` for what cannot be read or captured.
     """
     if merge not in ("auto", "never"):
         raise UsageError(f"merge is 'auto' or 'never', not {merge!r}")
-    options = FoldOptions(tuple(include), tuple(exclude), max_growth)
+    options = _options(include, exclude, max_growth, leftover)
     if isinstance(model, str | Path):
         model = load(model)
     if _is_proto(model):
@@ -87,6 +89,7 @@ def export(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     max_growth: float = 1.10,
+    leftover: Literal["keep", "affine"] = "keep",
     check: bool = True,
 ) -> Run:
     """Write a model as a folded ONNX file and return all that is known of it: `.fold`, `.check`, `.before`, `.after`.
@@ -96,7 +99,7 @@ def export(
     does not agree.
     """
     run = Run("export")
-    options = FoldOptions(tuple(include), tuple(exclude), max_growth)
+    options = _options(include, exclude, max_growth, leftover)
     output, checks = OutputOptions(Path(out)), CheckOptions(enabled=check)
     if isinstance(model, str | Path):
         pipeline.run_export(run, Path(model), fold_options=options, output=output, check=checks, opset=opset)
@@ -157,6 +160,14 @@ def save(model: Any, path: str | Path) -> None:
 
         model = onnx.from_proto(model)
     dialect_of(model).write(Path(path), model)
+
+
+def _options(
+    include: Iterable[str], exclude: Iterable[str], max_growth: float, leftover: Literal["keep", "affine"]
+) -> FoldOptions:
+    if leftover not in ("keep", "affine"):
+        raise UsageError(f"leftover is 'keep' or 'affine', not {leftover!r}")
+    return FoldOptions(tuple(include), tuple(exclude), max_growth, leftover)
 
 
 def _side(model: Any, example_inputs: Sequence[Any] | None) -> Side:

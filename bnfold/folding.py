@@ -11,29 +11,33 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Generic
+from typing import Generic, Literal
 
 from bnfold.algebra import ChannelAffine, LinearOp
 from bnfold.errors import PolicyViolation
 from bnfold.graph import Graph, N, Reading, Reason, Refusal, SharedWeight, Site, Use, V
+from bnfold.lowering import lowered
 from bnfold.origin import Origin
 from bnfold.rules import RULES, Rule, Side, Step, Taken
 
 
 @dataclass(frozen=True)
 class FoldOptions:
-    """Which affines may fold (globs over node or module path), and how much the parameters may grow by copies."""
+    """Which affines may fold (globs over node or module path), how much the parameters may grow by copies, and whether
+    a batch norm that stays is kept as it is or becomes a product and a sum."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_growth: float = 1.10
+    leftover: Literal["keep", "affine"] = "keep"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one affine. `into` are the operators that took it, `via` those it crossed on the way there;
     `refusal` says why it stays. `is_norm` tells a batch norm from any other affine. `copied_bytes` is what copies of
-    shared weights added for its sake, each copy counted once, for the first affine that needed it."""
+    shared weights added for its sake, each copy counted once, for the first affine that needed it. `lowered_to` are the
+    nodes that do what is left of a batch norm that stays; where it is only `partly` left, `into` took in its scale."""
 
     site: Site
     channels: int | None
@@ -44,10 +48,21 @@ class Outcome:
     via: tuple[Site, ...] = ()
     is_norm: bool = True
     copied_bytes: int = 0
+    lowered_to: tuple[str, ...] = ()
 
     @property
     def folded(self) -> bool:
         return self.refusal is None
+
+    @property
+    def partly(self) -> bool:
+        """Whether its scale folded and its shift stays."""
+        return self.refusal is not None and self.rule is not None
+
+    @property
+    def lowered(self) -> bool:
+        """Whether what stays of it is no batch norm any more."""
+        return bool(self.lowered_to)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +127,8 @@ class FoldReport:
 class Plan(Generic[N, V]):
     """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched.
 
+    `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
+
     `kept` are affines that must stay as they are. `assumed` are nodes taken for an Identity, `ignored` are readers
     taken for absent: what if they were?
     """
@@ -121,6 +138,8 @@ class Plan(Generic[N, V]):
     pending: dict[N, LinearOp] = field(default_factory=dict)
     gone: dict[N, Step[N]] = field(default_factory=dict)
     taken: list[Taken[N]] = field(default_factory=list)
+    lowered: dict[N, ChannelAffine] = field(default_factory=dict)
+    partly: dict[N, Step[N]] = field(default_factory=dict)
     _readings: dict[N, Reading] = field(default_factory=dict)
 
     def affines(self) -> Sequence[N]:
@@ -171,7 +190,7 @@ class Plan(Generic[N, V]):
     def read(self, node: N) -> Reading:
         if node in self.pending:
             return self.pending[node]
-        return Reason.NOT_LINEAR if node in self.kept else self.original(node)
+        return Reason.NOT_LINEAR if node in self.kept or node in self.lowered else self.original(node)
 
     def original(self, node: N) -> Reading:
         """What the node is in the graph that is not touched."""
@@ -191,11 +210,22 @@ class Plan(Generic[N, V]):
     def parameter_bytes(self) -> int:
         return self.graph.parameter_bytes()
 
+    def lowers(self, node: N, affine: ChannelAffine) -> bool:
+        return self.graph.lowers(node, affine)
+
     def accept(self, step: Step[N]) -> None:
         """Take a decision into the plan."""
         self.pending.update(step.writes)
         self.gone.update(dict.fromkeys(step.affines, step))
         self.taken.extend(step.taken)
+
+    def lower(self, node: N, rest: ChannelAffine, step: Step[N] | None) -> None:
+        """Let a batch norm stay as the affine `rest`, once a step has taken its scale, if one has."""
+        self.lowered[node] = rest
+        if step is not None:
+            self.partly[node] = step
+            self.pending.update(step.writes)
+            self.taken.extend(step.taken)
 
     def copies(self) -> dict[Hashable, int]:
         """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes."""
@@ -208,12 +238,14 @@ class Plan(Generic[N, V]):
             for weight, versions in rewritten.items()
         }
 
-    def commit(self) -> None:
-        """The only caller of the verbs: each operator is written once, then each vanished affine is bypassed."""
+    def commit(self) -> dict[str, tuple[str, ...]]:
+        """The only caller of the verbs: each operator is written once, then each vanished affine is bypassed, then what
+        stays is lowered; by the name of the batch norm, those of the nodes that it became."""
         for node, op in self.pending.items():
             self.graph.write(node, op)
         for node in self.gone:
             self.graph.bypass(node)
+        return {self.site(node).name: self.graph.lower(node, rest) for node, rest in self.lowered.items()}
 
 
 def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport:
@@ -225,9 +257,13 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
         if not over:
             break
         refused |= {node: Refusal(Reason.GROWTH_BUDGET) for node in over}
+    if options.leftover == "affine":
+        _lower(plan, refusals)
     report = _report(plan, refusals)
-    plan.commit()
-    return report
+    names = plan.commit()
+    return replace(
+        report, outcomes=tuple(replace(row, lowered_to=names.get(row.site.name, ())) for row in report.outcomes)
+    )
 
 
 def decide(graph: Graph[N, V], refused: Mapping[N, Refusal]) -> tuple[Plan[N, V], dict[N, Refusal]]:
@@ -293,6 +329,17 @@ def _telling(upstream: Refusal, downstream: Refusal) -> Refusal:
     return upstream if is_end else downstream
 
 
+def _lower(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> None:
+    """Lower every batch norm that stays; of one that the user excluded no part folds."""
+    for node, refusal in refusals.items():
+        affine = plan.original(node)
+        if not plan.is_norm(node) or not isinstance(affine, ChannelAffine):
+            continue
+        if found := lowered(plan, node, affine, partly=refusal.reason is not Reason.EXCLUDED):
+            step, rest = found
+            plan.lower(node, rest, step)
+
+
 def _wanted(site: Site, options: FoldOptions) -> bool:
     def named(patterns: Iterable[str]) -> bool:
         return any(fnmatchcase(name, pattern) for name in (site.name, site.module) if name for pattern in patterns)
@@ -325,14 +372,14 @@ def _report(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> FoldReport:
         return sum(unclaimed.pop(weight.key, 0) for weight in weights)
 
     def outcome(node: N) -> Outcome:
-        affine, step = plan.original(node), plan.gone.get(node)
+        affine, step = plan.original(node), plan.gone.get(node) or plan.partly.get(node)
         return Outcome(
             site=plan.site(node),
             channels=affine.channels if isinstance(affine, ChannelAffine) else None,
             axis=affine.axis if isinstance(affine, ChannelAffine) else None,
             rule=step.rule if step else None,
             into=tuple(plan.site(writer) for writer, _ in step.writes) if step else (),
-            refusal=None if step else refusals[node],
+            refusal=None if node in plan.gone else refusals[node],
             via=tuple(plan.site(crossed) for crossed in step.via) if step else (),
             is_norm=plan.is_norm(node),
             copied_bytes=copied_by(step) if step else 0,

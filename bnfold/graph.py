@@ -314,6 +314,9 @@ class View(Protocol[N, V]):
     def parameter_bytes(self) -> int:
         """The bytes of all stored tensors; what `max_growth` is measured against."""
 
+    def lowers(self, node: N, affine: ChannelAffine) -> bool:
+        """Whether `lower` could write this affine: the rank of the data is known, and its type holds the numbers."""
+
 
 class Graph(View[N, V], Protocol[N, V]):
     """A graph that can be changed. Only `Plan.commit` calls these, once per node."""
@@ -323,3 +326,6 @@ class Graph(View[N, V], Protocol[N, V]):
 
     def bypass(self, node: N) -> None:
         """Let every reader of the node's result read its data instead, and remove the node."""
+
+    def lower(self, node: N, affine: ChannelAffine) -> tuple[str, ...]:
+        """Put a product, a sum, or both in the place of a batch norm, rounded once; the names of the new nodes."""

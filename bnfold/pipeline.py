@@ -296,6 +296,9 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
         folded, run.fold = dialect.fold(model, options)
         run.after = dialect.facts(folded)
         run.findings += findings(dialect.evidence(model), dialect.evidence(folded), run.fold)
+    for copied in run.fold.copies:
+        takers = ", ".join(site.module or site.name for site in copied.operators)
+        run.warn("copied-weight", f"a shared weight is copied for {takers}: {copied.nbytes} bytes more")
     excluded = sum(
         outcome.refusal is not None and outcome.refusal.reason is Reason.EXCLUDED for outcome in run.fold.outcomes
     )

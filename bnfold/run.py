@@ -65,7 +65,6 @@ class OutputOptions:
     force: bool = False
     dry_run: bool = False
     provenance: bool = False
-    leftover: str = "keep"
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ class FoldFlags:
     merge: Annotated[Literal["auto", "never"], _fold("--merge", help="Merge parallel branches.")] = "auto"
     leftover: Annotated[
         Literal["keep", "affine"],
-        _fold("--leftover", help="A batch norm that stays: as it is (affine: not in this version)."),
+        _fold("--leftover", help="A batch norm that stays: as it is, or as Mul and Add for runtimes without one."),
     ] = "keep"
     max_growth: Annotated[
         float, _fold("--max-growth", metavar="X", min=1.0, help="File growth allowed for copies of shared weights.")
@@ -200,13 +200,11 @@ class FoldFlags:
         """As the engine takes them."""
         from bnfold.folding import FoldOptions
 
-        return FoldOptions(tuple(self.include), tuple(self.exclude), self.max_growth)
+        return FoldOptions(tuple(self.include), tuple(self.exclude), self.max_growth, self.leftover)
 
     def output(self, out: Path | None) -> OutputOptions:
         """What is written, and where."""
-        if self.leftover != "keep":
-            raise unavailable("--leftover affine")
-        return OutputOptions(out, self.force, self.dry_run, self.provenance, self.leftover)
+        return OutputOptions(out, self.force, self.dry_run, self.provenance)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _affine(identity: str, outcome: Outcome) -> dict[str, Any]:
         "into": [{"node": taker.name, "op": taker.op} for taker in outcome.into],
         "via": [{"node": crossed.name, "op": crossed.op} for crossed in outcome.via],
         "reason": reason,
-        "copied_bytes": None,
+        "copied_bytes": outcome.copied_bytes,
         "range": {"before": None, "after": None},
         "flags": [],
     }

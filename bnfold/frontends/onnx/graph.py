@@ -140,6 +140,10 @@ class OnnxGraph:
     def parameter_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in walking.stored_tensors(self._model))
 
+    def lowers(self, node: ir.Node, affine: ChannelAffine) -> bool:
+        terms = self._terms(node, affine) if node.graph is self._model.graph else {}
+        return bool(terms) and all(is_finite(term) for term in terms.values())
+
     def write(self, node: ir.Node, op: LinearOp) -> None:
         """Write the parameters of `op`, which `fits` has accepted, in the node's own spelling with unit factors."""
         spelling = self._spelled(node)
@@ -161,6 +165,17 @@ class OnnxGraph:
 
     def bypass(self, node: ir.Node) -> None:
         skip(node, self.data(node))
+
+    def lower(self, node: ir.Node, affine: ChannelAffine) -> tuple[str, ...]:
+        return self._store.lower(node, self._names[node], self._terms(node, affine))
+
+    def _terms(self, node: ir.Node, affine: ChannelAffine) -> dict[str, NDArray[Any]]:
+        """What the result of a batch norm is multiplied by and what is added, in its type; empty if not known."""
+        result = self.result(node)
+        rank, dtype = self.rank(result), self.dtype(result)
+        if rank is None or dtype not in walking.FLOATS:
+            return {}
+        return {role: rounded(numbers, dtype) for role, numbers in affine.terms(rank).items()}
 
     # What lenses ask.
 

@@ -13,11 +13,13 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.lenses import Looker, integer
 from bnfold.graph import Passage, Reason
 from bnfold.travel import Concat, Index, Permute, Reshape, Same, Shape, Split
 
 OPEN_END = 2**31 - 1
+FROM_SIZES = ("Shape", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast")
 
 
 def integers(node: ir.Node, look: Looker, index: int, name: str) -> tuple[int, ...] | None:
@@ -66,16 +68,56 @@ def transpose(node: ir.Node, look: Looker) -> Passage | Reason:
 
 def reshape(node: ir.Node, look: Looker) -> Passage:
     """Reshape: 0 copies a size unless `allowzero`, −1 is what is left. Of unknown rank, only one number passes."""
-    before, target = shape_of(node, look) or (), integers(node, look, 1, "shape")
+    before, target = shape_of(node, look) or (), _target(node, look)
     if target is None:
-        after: Shape = look.shape(node.outputs[0]) or ()
-    else:
-        keeps = not integer(node, "allowzero", 0)
-        copied = (*before, *[None] * len(target))
-        after = tuple(
-            copied[axis] if size == 0 and keeps else None if size < 0 else size for axis, size in enumerate(target)
-        )
-    return Reshape(before, solved(before, after))
+        return Reshape(before, solved(before, look.shape(node.outputs[0]) or ()))
+    keeps = not integer(node, "allowzero", 0)
+    copied = (*before, *[None] * len(target))
+    given = (copied[axis] if size == 0 and keeps else size for axis, size in enumerate(target))
+    return Reshape(before, solved(before, tuple(None if size == -1 else size for size in given)))
+
+
+def _target(node: ir.Node, look: Looker) -> Shape | None:
+    """What a Reshape is asked for: numbers, and names of sizes where it is computed from shapes at run time."""
+    if (known := integers(node, look, 1, "shape")) is not None:
+        return known
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    return None if value is None else _sizes_in(value, look, farther=32)
+
+
+def _sizes_in(value: ir.Value, look: Looker, farther: int) -> Shape | None:
+    """The whole numbers of a vector (or of a single number) that exporters compute from shapes; None if not these."""
+    known, node = look.constant(value), value.producer()
+    if known is not None:
+        return tuple(int(number) for number in known.load().reshape(-1))
+    if node is None or not walking.is_standard(node, *FROM_SIZES) or not farther or None in node.inputs:
+        return None
+    data, *others = [value for value in node.inputs if value is not None]
+    if node.op_type == "Shape":
+        shape = look.shape(data)
+        bounds = [node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end")]
+        return None if shape is None else shape[slice(*bounds)]
+    parts = [_sizes_in(part, look, farther - 1) for part in ([data, *others] if node.op_type == "Concat" else [data])]
+    sizes = tuple(size for part in parts if part is not None for size in part)
+    if None in parts:
+        return None
+    if node.op_type in ("Gather", "Slice"):
+        return _picked(node, sizes, look)
+    return sizes
+
+
+def _picked(node: ir.Node, sizes: Shape, look: Looker) -> Shape | None:
+    """The sizes that a Gather or a Slice takes out of a vector of them."""
+    if node.op_type == "Gather":
+        wanted = integers(node, look, 1, "indices")
+        valid = wanted is not None and all(-len(sizes) <= index < len(sizes) for index in wanted)
+        return tuple(sizes[index] for index in wanted) if valid and wanted is not None else None
+    bounds = [integers(node, look, index, name) for index, name in ((1, "starts"), (2, "ends"))]
+    steps = integers(node, look, 4, "steps") or (1,)
+    if None in bounds or any(len(bound) != 1 for bound in bounds if bound is not None) or 0 in steps:
+        return None
+    start, end = (bound[0] for bound in bounds if bound is not None)
+    return sizes[start : end : steps[0]]
 
 
 def solved(before: Shape, after: Shape) -> Shape:

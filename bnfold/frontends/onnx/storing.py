@@ -6,7 +6,7 @@ unlike any name of the model. What was unused before stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -55,6 +55,25 @@ class Store:
         take_place(result, add.outputs[0], self._fresh)
         add.replace_input_with(0, result)
         self.put(Slot(add, 1), array, weight)
+
+    def lower(self, node: ir.Node, name: str, terms: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+        """Put a Mul by `scale`, an Add of `shift`, or both in the place of a batch norm of that name."""
+        value, result, graph = node.inputs[0], node.outputs[0], node.graph
+        assert value is not None and graph is not None, "a batch norm of the model has data"
+        made: list[ir.Node] = []
+        for role, array in terms.items():
+            own = self._fresh(f"{name}_{role}")
+            term = self._new(result, f"{own}_value", array)
+            made.append(ir.node({"scale": "Mul", "shift": "Add"}[role], [value, term], name=own))
+            made[-1].metadata_props.update(node.metadata_props)
+            value = made[-1].outputs[0]
+            value.name = self._fresh(f"{own}_result")
+        graph.insert_before(node, made)
+        name_of_result = result.name
+        take_place(result, value)
+        graph.remove(node, safe=True)
+        value.name, value.type, value.shape = name_of_result, result.type, result.shape
+        return tuple(str(each.name) for each in made)
 
     def _new(self, origin: ir.Value, name: str, array: NDArray[Any]) -> ir.Value:
         graph = origin.graph

@@ -17,8 +17,8 @@ from torch import fx, nn
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
 from bnfold.frontends.torch.aliasing import bare_name, mutated, ownership, reads_shape_only, written_state
-from bnfold.frontends.torch.calls import Call, call_of, hooked, tensor_arguments
-from bnfold.frontends.torch.constants import Constant, Constants, is_quantised
+from bnfold.frontends.torch.calls import Call, Stored, call_of, hooked, tensor_arguments
+from bnfold.frontends.torch.constants import FLOATS, Constant, Constants, is_quantised
 from bnfold.frontends.torch.elementwise import Elementwise, is_float
 from bnfold.frontends.torch.elementwise import read as read_elementwise
 from bnfold.frontends.torch.elementwise import spelt as elementwise
@@ -166,6 +166,10 @@ class TorchGraph:
         tensors = [tensor for tensor in self.constants.tensors.values() if tensor.layout is torch.strided]
         return sum({tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
+    def lowers(self, node: fx.Node, affine: ChannelAffine) -> bool:
+        terms = self._terms(node, affine)
+        return bool(terms) and all(bool(term.isfinite().all()) for term in terms.values())
+
     # the verbs
 
     def write(self, node: fx.Node, op: LinearOp) -> None:
@@ -178,6 +182,24 @@ class TorchGraph:
 
     def bypass(self, node: fx.Node) -> None:
         self.writer.bypass(node, self.result(node), self.data(node))
+
+    def lower(self, node: fx.Node, affine: ChannelAffine) -> tuple[str, ...]:
+        return self.writer.lower(node, self.result(node), self.data(node), self._terms(node, affine))
+
+    def _terms(self, node: fx.Node, affine: ChannelAffine) -> dict[str, torch.Tensor]:
+        """What the result of a batch norm is multiplied by and what is added, in its dtype; empty if not known."""
+        result = self.result(node)
+        rank, dtype, device = self._facts.rank(result), self._facts.dtype(result), self._device(node)
+        if rank is None or dtype not in FLOATS:
+            return {}
+        return {role: rounded(numbers, dtype).to(device) for role, numbers in affine.terms(rank).items()}
+
+    def _device(self, node: fx.Node) -> torch.device:
+        """Where the constants of a batch norm are."""
+        call = self.call(node)
+        argument = self._elementwise[node].constant if call is None else call.get("running_mean")
+        constant = self.constants.find(argument) if isinstance(argument, (fx.Node, Stored)) else None
+        return constant.tensor.device if isinstance(constant, Constant) else torch.device("cpu")
 
     # how it is read
 

@@ -54,9 +54,15 @@ def fold_graph_module(
     """A GraphModule with its batch norms folded into its submodules, and what became of each.
 
     Example inputs, if given, tell the ranks of all values; the module is not run on them.
-    Raises `UsageError` where they do not fit the module, or it is in train mode.
+    Raises `UsageError` where they do not fit the module, it is in train mode, or what stays of its batch norms is to be
+    lowered and no example inputs tell how.
     """
     _demand_eval(module)
+    if options.leftover == "affine" and example_inputs is None:
+        raise UsageError(
+            "leftover='affine' needs example_inputs, which tell the rank of what a batch norm reads",
+            hint="pass example_inputs, or export the module first",
+        )
     folded = duplicate(module)
     materialise(folded)
     facts = graph_facts(folded) if foreign_hooks(folded) else facts_of(folded, example_inputs)

@@ -122,8 +122,9 @@ class ProgramShelf:
     def readers(self, name: str) -> set[fx.Node]:
         return set(self.nodes[name].users) if name in self.nodes else set()
 
-    def put(self, name: str, tensor: Tensor, like: str | None) -> fx.Node:
-        kind = self.specs[self.nodes[like]].kind if like in self.nodes else InputKind.PARAMETER
+    def put(self, name: str, tensor: Tensor, like: str | None, trained: bool = True) -> fx.Node:
+        new = InputKind.PARAMETER if trained else InputKind.BUFFER
+        kind = self.specs[self.nodes[like]].kind if like in self.nodes else new
         template = self.tensors.get(like) if like is not None else None
         self.tensors[name] = _as_parameter(tensor, template) if kind is InputKind.PARAMETER else tensor
         node = self.nodes.get(name) or self._new_placeholder(name, kind)
@@ -206,7 +207,7 @@ class ProgramShelf:
         graph = self.module.graph
         same = [node for node, spec in self.stored() if spec.kind is kind]
         with graph.inserting_after(same[-1]) if same else graph.inserting_before(next(iter(graph.nodes))):
-            node = graph.placeholder(f"p_{name.replace('.', '_')}")
+            node = graph.placeholder(f"{'b' if kind is InputKind.BUFFER else 'p'}_{name.replace('.', '_')}")
         node.target = node.name
         persistent = True if kind is InputKind.BUFFER else None
         self.specs[node] = InputSpec(kind, TensorArgument(name=node.name), name, persistent)

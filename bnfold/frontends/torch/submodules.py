@@ -7,7 +7,7 @@ name, as a copy that shares what did not change; one that nobody calls any more 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,9 +59,9 @@ class ModuleShelf:
                 found.add(node)
         return found
 
-    def put(self, name: str, tensor: Tensor, like: str | None) -> fx.Node:
+    def put(self, name: str, tensor: Tensor, like: str | None, trained: bool = True) -> fx.Node:
         template = self.tensors.get(like) if like is not None else None
-        trained = template is None or isinstance(template, nn.Parameter)
+        trained = trained if template is None else isinstance(template, nn.Parameter)
         grad = template is not None and template.requires_grad
         fresh = trained and not isinstance(tensor, nn.Parameter)
         self.tensors[name] = nn.Parameter(tensor, requires_grad=grad) if fresh else tensor
@@ -116,6 +116,11 @@ class ModuleWriter:
         if node.op == "call_module":
             self.erased.append(str(node.target))
         self.ledger.bypass(node, result, value)
+
+    def lower(self, node: fx.Node, result: fx.Node, value: fx.Node, terms: Mapping[str, Tensor]) -> tuple[str, ...]:
+        if node.op == "call_module":
+            self.erased.append(str(node.target))
+        return self.ledger.lower(node, result, value, terms)
 
     def settle(self) -> None:
         """Write every called module, then every function, then remove the modules that nobody calls any more."""

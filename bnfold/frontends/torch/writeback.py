@@ -8,9 +8,9 @@ become one again; different ones part. What is stored where (placeholders of a p
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -19,8 +19,11 @@ from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.calls import set_argument, tensor_arguments
 from bnfold.frontends.torch.constants import Constant, Constants, memory
 from bnfold.frontends.torch.graph import TorchGraph
-from bnfold.frontends.torch.places import module_path
+from bnfold.frontends.torch.places import module_path, module_type
 from bnfold.frontends.torch.writer import NewParameters
+
+
+_OPERATORS = {"scale": torch.ops.aten.mul.Tensor, "shift": torch.ops.aten.add.Tensor}
 
 
 class Shelf(Protocol):
@@ -38,8 +41,9 @@ class Shelf(Protocol):
     def readers(self, name: str) -> set[fx.Node]:
         """The nodes that read the tensor of that name."""
 
-    def put(self, name: str, tensor: Tensor, like: str | None) -> fx.Node:
-        """Store a tensor under a name, new or not, of the same kind as `like`; the node that stands for it."""
+    def put(self, name: str, tensor: Tensor, like: str | None, trained: bool = True) -> fx.Node:
+        """Store a tensor under a name, new or not, of the same kind as `like`; the node that stands for it. Without
+        `like` it is a parameter, or a buffer if not `trained`."""
 
     def drop(self, node: fx.Node) -> None:
         """Forget the tensor that this node stands for: nobody reads it any more."""
@@ -74,10 +78,11 @@ class Ledger:
     assignments: list[Assignment] = field(default_factory=list)
     _tied: dict[Hashable, list[str]] = field(default_factory=dict)
     _gone: set[fx.Node] = field(default_factory=set)
-    _written: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _moved: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _fresh: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._written = dict(self.graph.ownership.written)
+        self._fresh = set(self.graph.ownership.fresh)
         for name in self.shelf.names():
             self._tied.setdefault(memory(self.shelf.tensor(name)), []).append(name)
 
@@ -100,22 +105,38 @@ class Ledger:
 
     def bypass(self, node: fx.Node, result: fx.Node, value: fx.Node) -> None:
         """Let the readers of `result` read `value`; remove the node, and the constants that only it has read."""
-        writers = [user for user in result.users if self._written.get(user) is result]
+        self._moved |= {user: value for user in result.users if self._written_by(user) is result}
         result.replace_all_uses_with(value)
-        for writer in writers:
-            self._written[writer] = value
-            self._protect(value, writer)
         self.shelf.rename(result.name, value.name)
         self._erase(node)
+
+    def _written_by(self, node: fx.Node) -> fx.Node | None:
+        """The value that a clean in-place operator writes, now that affines are gone."""
+        return self._moved.get(node, self.graph.ownership.written.get(node))
+
+    def lower(self, node: fx.Node, result: fx.Node, value: fx.Node, terms: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Put a product by `scale`, a sum with `shift`, or both in the place of a batch norm."""
+        home, names = module_path(node) or node.name, []
+        for role, tensor in terms.items():
+            place = self.shelf.put(self._unused(f"{home}_{role}"), tensor, like=None, trained=False)
+            with node.graph.inserting_before(node):
+                arguments, name = (value, place), f"{node.name}_{role}"
+                value = node.graph.create_node("call_function", _OPERATORS[role], arguments, name=name)
+            value.meta = _notes(result)
+            names.append(value.name)
+        result.replace_all_uses_with(value)
+        self.shelf.rename(result.name, value.name)
+        self._erase(node)
+        return tuple(names)
 
     def _protect(self, value: fx.Node, writer: fx.Node) -> None:
         """An in-place operator wrote what the affine had made; a value that is not its own it gets as a copy."""
         readers = {user for user in value.users if not reads_shape_only(user)}
-        if value in self.graph.ownership.fresh and readers == {writer}:
+        if value in self._fresh and readers == {writer}:
             return
         with value.graph.inserting_before(writer):
             clone = value.graph.call_function(torch.ops.aten.clone.default, (value,))
-        clone.meta = {key: kept for key, kept in value.meta.items() if key in ("val", "tensor_meta")}
+        clone.meta = writer.meta | {key: value.meta[key] for key in ("val", "tensor_meta") if key in value.meta}
         writer.replace_input_with(value, clone)
 
     def _erase(self, node: fx.Node) -> None:
@@ -131,6 +152,8 @@ class Ledger:
 
     def settle(self) -> None:
         """Store every new tensor and let its readers read it."""
+        for writer, value in self._moved.items():
+            self._protect(value, writer)
         groups: dict[Hashable, list[Assignment]] = {}
         for assignment in self.assignments:
             groups.setdefault(assignment.group, []).append(assignment)
@@ -162,6 +185,7 @@ class Ledger:
         with graph.inserting_after(node):
             addition = graph.call_function(torch.ops.aten.add.Tensor, (node, node))
         addition.meta = dict(node.meta)
+        self._fresh.add(addition)
         node.replace_all_uses_with(addition, delete_user_cb=lambda user: user is not addition)
         self.assignments.append(Assignment(addition, "other", None, wanted, like, bias))
 
@@ -233,6 +257,16 @@ class Ledger:
             node.graph.erase_node(node)
         for each in inputs:
             self._release(each)
+
+
+def _notes(result: fx.Node) -> dict[str, Any]:
+    """What a node says of its value and its source; what is no batch norm any more is in the module around it."""
+    kept = {
+        key: result.meta[key] for key in ("val", "tensor_meta", "stack_trace", "nn_module_stack") if key in result.meta
+    }
+    if "BatchNorm" in module_type(result):
+        kept["nn_module_stack"] = dict(list(kept["nn_module_stack"].items())[:-1])
+    return kept
 
 
 def _versions(group: list[Assignment]) -> Iterator[list[Assignment]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,3 +32,11 @@ class Writer(Protocol):
 
     def bypass(self, node: fx.Node, result: fx.Node, value: fx.Node) -> None:
         """Let the readers of `result` read `value`; remove the node, and the constants that only it has read."""
+
+    def lower(
+        self, node: fx.Node, result: fx.Node, value: fx.Node, terms: Mapping[str, torch.Tensor]
+    ) -> tuple[str, ...]:
+        """Put `value * scale + shift` in the place of `result`, or what of it is in `terms`; remove the node as above.
+
+        Gives the names of the new nodes.
+        """

@@ -1,0 +1,240 @@
+"""Reasons are true: for every batch norm that is left, take away what it blames, and it folds.
+
+    python benchmarks/reasons.py --cache zoo                        the zoo and ten more architectures
+    python benchmarks/reasons.py --cache zoo --draw 10 --seed 7     drawn by another seed
+    python benchmarks/reasons.py --cache zoo --models densenet121 --draw 0
+
+The network as it was exported is changed in one place and folded again. The named blocker becomes an Identity of an
+input through which the affine would come; a reader that is in the way (`shared-output`) is taken out, and what it made
+becomes an input of the model. Where the refusal names further nodes, they go too. Then the batch norm of that name must
+fold. Exit code 1 if one does not. What is needed is said in `zoo.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice, product
+from pathlib import Path
+
+import onnx_ir as ir
+from zoo import HERE, MODELS, Failed, process
+
+import bnfold
+from bnfold.folding import FoldReport, Outcome
+from bnfold.graph import Reason
+
+# A further blocker does not say whether it is crossed or reads along, nor by which input; all that it can be is tried.
+TRIALS_AT_MOST = 24
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One change: the node becomes an Identity of input `port`, or, where that is None, no longer reads."""
+
+    node: str
+    port: int | None
+
+
+@dataclass
+class Tally:
+    """What was found in one model."""
+
+    model: str
+    norms: int
+    single: int = 0
+    several: int = 0
+    unnamed: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        left = self.single + self.several + len(self.unnamed)
+        kinds = f"{self.single} with one blocker, {self.several} with several, {len(self.unnamed)} without"
+        return f"{self.model}: {left} of {self.norms} left ({kinds}), {len(self.failures)} not true"
+
+
+class Trials:
+    """Folds of one model with something cut out, each done once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.nodes = by_name(model)
+        self._done: dict[frozenset[Cut], dict[str, Outcome] | str] = {}
+
+    def outcome(self, name: str, cuts: Iterable[Cut]) -> str | None:
+        """Why the batch norm still does not fold after these cuts; None if it does."""
+        found = self._fold(frozenset(cuts))
+        if isinstance(found, str):
+            return found
+        refusal = found[name].refusal
+        return refusal and f"{refusal.reason.code} {blockers(found[name])}"
+
+    def _fold(self, cuts: frozenset[Cut]) -> dict[str, Outcome] | str:
+        if cuts not in self._done:
+            try:
+                report: FoldReport = bnfold.fold(cut(self.model, cuts)).report
+                self._done[cuts] = {outcome.site.name: outcome for outcome in report.outcomes}
+            except bnfold.BnfoldError as error:
+                self._done[cuts] = str(error)
+        return self._done[cuts]
+
+    def ways(self, outcome: Outcome) -> Iterator[tuple[Cut, ...]]:
+        """The cuts that a refusal may mean, the likeliest first."""
+        norm = self.nodes[outcome.site.name]
+        first, *further = blockers(outcome)
+        reads_along = outcome.refusal is not None and outcome.refusal.reason is Reason.SHARED_OUTPUT
+        choices = [[Cut(first, None)] if reads_along else self._crossed(first, norm)]
+        choices += [[*self._crossed(name, norm), Cut(name, None)] for name in further]
+        return islice(product(*choices), TRIALS_AT_MOST)
+
+    def _crossed(self, name: str, norm: ir.Node) -> list[Cut]:
+        """The node as an Identity of each input that comes from the batch norm; if none does, of each that runs."""
+        node = self.nodes[name]
+        running = [port for port, value in enumerate(node.inputs) if value is not None and value.const_value is None]
+        below = [port for port in running if norm in ancestors(node.inputs[port])]
+        return [Cut(name, port) for port in below or running]
+
+
+def by_name(model: ir.Model) -> dict[str, ir.Node]:
+    """Nodes by the names that a report uses: their own, or that of their first output."""
+    return {name: node for node in model.graph for name in (node.outputs[0].name, node.name) if name}
+
+
+def ancestors(value: ir.Value | None) -> set[ir.Node]:
+    """Every node on which the value depends."""
+    found: set[ir.Node] = set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        maker = None if current is None else current.producer()
+        if maker is not None and maker not in found:
+            found.add(maker)
+            waiting += maker.inputs
+    return found
+
+
+def cut(model: ir.Model, cuts: Iterable[Cut]) -> ir.Model:
+    """A copy of the model with these nodes gone."""
+    changed = model.clone()
+    nodes = by_name(changed)
+    for each in cuts:
+        node = nodes[each.node]
+        for index, value in enumerate(node.outputs):
+            replacement = fresh_input(changed, value) if each.port is None or index else wire(node, each.port)
+            value.replace_all_uses_with(replacement, replace_graph_outputs=True)
+        changed.graph.remove(node, safe=True)
+    return changed
+
+
+def wire(node: ir.Node, port: int) -> ir.Value:
+    """The output of a new Identity in front of the node."""
+    identity = ir.Node("", "Identity", [node.inputs[port]], name=f"{node.name}.cut")
+    identity.outputs[0].name = f"{node.outputs[0].name}.cut"
+    node.graph.insert_before(node, identity)  # type: ignore[union-attr]
+    return identity.outputs[0]
+
+
+def fresh_input(model: ir.Model, value: ir.Value) -> ir.Value:
+    """A new input of the model, of the value's type and sizes."""
+    given = ir.Value(name=f"{value.name}.cut", type=value.type, shape=value.shape)
+    model.graph.inputs.append(given)
+    return given
+
+
+def blockers(outcome: Outcome) -> list[str]:
+    refusal = outcome.refusal
+    return [name for name in (refusal.blocker, *refusal.also) if name] if refusal else []
+
+
+def examine(name: str, path: Path) -> Tally:
+    """Fold one network, and question each reason that is given."""
+    model = bnfold.load(path)
+    trials = Trials(model)
+    report: FoldReport = bnfold.fold(model).report
+    tally = Tally(name, len(report.norms))
+    for outcome in report.norms:
+        if outcome.refusal is not None:
+            question(outcome, trials, tally)
+    return tally
+
+
+def question(outcome: Outcome, trials: Trials, tally: Tally) -> None:
+    named, code = blockers(outcome), outcome.refusal and outcome.refusal.reason.code
+    if not named:
+        tally.unnamed.append(f"{outcome.site.name}  {code}")
+        return
+    tally.single += len(named) == 1
+    tally.several += len(named) > 1
+    answers = []
+    for way in trials.ways(outcome):
+        still = trials.outcome(outcome.site.name, way)
+        if still is None:
+            return
+        answers.append(still)
+    after = answers[0] if answers else "nothing to cut"
+    tally.failures.append(f"{outcome.site.name}  {code}  {' + '.join(named)}  then: {after}")
+
+
+def networks(options: argparse.Namespace) -> Iterator[str]:
+    """The named models, then architectures drawn by seed until enough of them can be built."""
+    for name in options.models:
+        if (reason := unbuildable(name, options.cache)) is None:
+            yield name
+        else:
+            print(f"cannot be built: {name}: {reason}", flush=True)
+    built = 0
+    passed_over: dict[str, list[str]] = {}
+    for name, known in drawn(options) if options.draw else ():
+        if built == options.draw:
+            break
+        reason = "it is in the zoo" if name in MODELS else known or unbuildable(name, options.cache)
+        if reason is not None:
+            passed_over.setdefault(reason, []).append(name)
+        else:
+            built += 1
+            yield name
+    for reason, names in passed_over.items():
+        print(f"passed over, {reason}: {', '.join(names)}", flush=True)
+
+
+def drawn(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
+    """Names in the order of the draw, with the reason against each; it ends with the last that was usable."""
+    command = [HERE / "networks.py", "--draw", str(2 * options.draw), "--seed", str(options.seed)]
+    yield from json.loads(process(*command).output)
+
+
+def unbuildable(name: str, cache: Path) -> str | None:
+    try:
+        process(HERE / "networks.py", name, "--cache", cache)
+    except Failed as failure:
+        return str(failure)
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Take away what each reason blames, and fold again.")
+    parser.add_argument("--cache", type=Path, help="where built networks are kept; none: a folder that is deleted")
+    parser.add_argument("--models", nargs="*", default=MODELS, metavar="NAME", help="any of timm's names")
+    parser.add_argument("--draw", type=int, default=10, metavar="N", help="this many more architectures")
+    parser.add_argument("--seed", type=int, default=0, help="for the draw; the networks are those of zoo.py")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        options.cache = options.cache or Path(folder)
+        tallies = []
+        for name in networks(options):
+            tallies.append(examine(name, options.cache / f"{name}.onnx"))
+            print("\n    ".join([str(tallies[-1]), *tallies[-1].unnamed, *tallies[-1].failures]), flush=True)
+    single, several = sum(each.single for each in tallies), sum(each.several for each in tallies)
+    unnamed, failures = sum(len(each.unnamed) for each in tallies), sum(len(each.failures) for each in tallies)
+    print(
+        f"{len(tallies)} networks: {single} + {several} reasons with a blocker, {unnamed} without, {failures} not true"
+    )
+    if failures:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
