@@ -129,8 +129,7 @@ class Plan(Generic[N, V]):
 
     `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
 
-    `kept` are affines that must stay as they are. `assumed` are nodes taken for an Identity, `ignored` are readers
-    taken for absent: what if they were?
+    `kept` are affines that must stay as they are.
     """
 
     graph: Graph[N, V]
@@ -311,7 +310,9 @@ def _explained(plan: Plan[N, V], node: N, refusals: Sequence[Refusal]) -> Refusa
         return _telling(*refusals)
     vague = (Reason.NO_LINEAR_PRODUCER, Reason.SHARED_OUTPUT)
     best = min(complete, key=lambda chain: (len(chain), chain[0].reason in vague))
-    return replace(best[0], also=tuple(each.blocker for each in best[1:] if each.blocker is not None))
+    names = dict.fromkeys(each.blocker for each in best[1:] if each.blocker)
+    readers = tuple(each.blocker for each in best if each.blocker and each.reason is Reason.SHARED_OUTPUT)
+    return replace(best[0], also=tuple(names), readers=readers)
 
 
 def _obstacles(plan: Plan[N, V], node: N, rule: Rule) -> list[Refusal] | None:
@@ -330,12 +331,13 @@ def _telling(upstream: Refusal, downstream: Refusal) -> Refusal:
 
 
 def _lower(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> None:
-    """Lower every batch norm that stays; of one that the user excluded no part folds."""
-    for node, refusal in refusals.items():
+    """Lower every batch norm that stays and is read; of one that the user excluded no part folds."""
+    for node in plan.affines():
         affine = plan.original(node)
-        if not plan.is_norm(node) or not isinstance(affine, ChannelAffine):
+        is_idle = node in plan.gone or not plan.uses(plan.result(node))
+        if is_idle or not plan.is_norm(node) or not isinstance(affine, ChannelAffine):
             continue
-        if found := lowered(plan, node, affine, partly=refusal.reason is not Reason.EXCLUDED):
+        if found := lowered(plan, node, affine, partly=refusals[node].reason is not Reason.EXCLUDED):
             step, rest = found
             plan.lower(node, rest, step)
 

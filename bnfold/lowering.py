@@ -28,10 +28,14 @@ def lowered(graph: View[N, V], node: N, affine: ChannelAffine, *, partly: bool) 
 def _without_scale(graph: View[N, V], node: N, affine: ChannelAffine) -> Lowered[N] | None:
     scaling = affine.named(graph.site(node).name).scaling()
     with np.errstate(all="ignore"):  # what is not finite is not lowered
-        shifts: tuple[tuple[Array, float], ...] = (affine.shift, 1.0), (affine.shift / affine.scale, HEADROOM)
-    for rule, (shift, room) in zip(RULES, shifts, strict=True):
-        rest = ChannelAffine(np.ones_like(shift), shift, affine.axis)
-        step = rule(graph, node, scaling, None) if graph.lowers(node, rest.shifting(room)) else None
+        above, below = (_shift(affine, divisor) for divisor in (np.ones_like(affine.scale), affine.scale))
+        largest = (above, below.shifting(HEADROOM))
+    for rule, rest, widest in zip(RULES, (above, below), largest, strict=True):
+        step = rule(graph, node, scaling, None) if graph.lowers(node, widest) else None
         if isinstance(step, Step) and step.affines == (node,) and not any(graph.shared(to) for to, _ in step.writes):
             return step, rest
     return None
+
+
+def _shift(affine: ChannelAffine, divisor: Array) -> ChannelAffine:
+    return ChannelAffine(np.ones_like(affine.shift), affine.shift / divisor, affine.axis)

@@ -111,6 +111,9 @@ class Dictionary:
     def parameter_bytes(self) -> int:
         return WEIGHT_BYTES * len({cell.weight for cell in self.cells.values() if cell.weight})
 
+    def lowers(self, node: str, affine: ChannelAffine) -> bool:
+        return node not in self.full and bool(np.isfinite(affine.shift).all())
+
     def write(self, node: str, op: LinearOp) -> None:
         self.verbs.append(("write", node))
         self.cells[node] = replace(self.cells[node], reading=op)
@@ -123,6 +126,11 @@ class Dictionary:
             beside = tuple(gone.data if value == node else value for value in cell.beside)
             self.cells[name] = replace(cell, data=gone.data if cell.data == node else cell.data, beside=beside)
         self.ends = tuple(gone.data if output == node else output for output in self.ends)
+
+    def lower(self, node: str, affine: ChannelAffine) -> tuple[str, ...]:
+        self.verbs.append(("lower", node))
+        self.cells[node] = replace(self.cells[node], op="affine", reading=affine)
+        return (node,)
 
     def run(self) -> list[Array]:
         """The outputs for inputs of the shape `(batch, channels)` that depend on nothing but their name."""

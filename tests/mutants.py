@@ -18,7 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = (
     "tests/test_algebra.py",
+    "tests/test_travel.py",
     "tests/test_folding.py",
+    "tests/test_networks.py",
     "tests/test_onnx_frontend.py",
     "tests/test_torch_frontend.py",
 )
@@ -26,15 +28,277 @@ SUITE = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """One plausible mistake: in `file`, the first `before` becomes `after`."""
+    """One plausible mistake: in `file`, the first `before` behind the text `behind` becomes `after`."""
 
     name: str
     file: str
     before: str
     after: str
+    behind: str = ""
 
+    def spoilt(self, sound: str) -> str | None:
+        """The source with the mistake; None if there is no such place any more."""
+        head, marker, tail = sound.partition(self.behind) if self.behind else ("", "", sound)
+        return head + marker + tail.replace(self.before, self.after, 1) if self.before in tail else None
+
+
+PASSAGES = ("Same", "Permute", "Reshape", "Concat", "Split", "Sum", "Gate")
+UP = "def upstream(self, port: int, affine: ChannelAffine) -> Asked | Reason:\n"
+DOWN = "def downstream(self, affines: Affines) -> Affines | Reason:\n"
+
+CORE = (
+    # the rules
+    Mutant(
+        "other readers not asked",
+        "rules.py",
+        "if refusal := _seen_by_others(draft, value, affine, reader):",
+        "if False:",
+    ),
+    Mutant(
+        "weights are no readers",
+        "rules.py",
+        "isinstance(use, Reason) or use[1] is None:\n            return _shared",
+        "isinstance(use, Reason):\n            return _shared",
+    ),
+    Mutant("a second read of one value forgotten", "rules.py", "if mine > 1 or (", "if ("),
+    Mutant(
+        "every reader is blind",
+        "rules.py",
+        "use[0] != reader and (written or not _blind(draft, use[0], use[1], affine))",
+        "False",
+    ),
+    Mutant("blind to what is written", "rules.py", "(written or not _blind", "(not _blind"),
+    Mutant("other outputs not asked", "rules.py", "if index != port and effect is not None and (", "if False and ("),
+    Mutant(
+        "axes not compared",
+        "rules.py",
+        "if (affine.axis, affine.channels) != (axis, channels):",
+        "if affine.channels != channels:",
+    ),
+    Mutant(
+        "channels not compared",
+        "rules.py",
+        "if (affine.axis, affine.channels) != (axis, channels):",
+        "if affine.axis != axis:",
+    ),
+    Mutant(
+        "the wrong side",
+        "rules.py",
+        'folded = affine @ op if side == "after"',
+        'folded = affine @ op if side == "before"',
+    ),
+    Mutant(
+        "shift crosses the padding", "rules.py", 'if side == "before" and op.bordered and affine.shifts:', "if False:"
+    ),
+    Mutant("fits not asked", "rules.py", "if reason := self.graph.fits(node, folded):", "if False:"),
+    Mutant(
+        "what was written is forgotten",
+        "rules.py",
+        "self.writes.get(node) or self.graph.read(node)",
+        "self.graph.read(node)",
+    ),
+    Mutant(
+        "an affine vanishes twice",
+        "rules.py",
+        "if node in draft.vanished:\n        return _ask",
+        "if False:\n        return _ask",
+    ),
+    Mutant("affines composed the other way", "rules.py", "return second @ first if", "return first @ second if"),
+    Mutant("affines of two axes composed", "rules.py", "if len(axes) < 2 and len(sizes) < 2", "if len(sizes) < 2"),
+    Mutant("what is written in place vanishes", "rules.py", "written = any(", "written = False and any("),
+    Mutant(
+        "one of the inputs is enough",
+        "rules.py",
+        "        if refusal is not None:\n            return refusal\n    return None\n\n\ndef _seen",
+        "    return None\n\n\ndef _seen",
+    ),
+    Mutant(
+        "the first choice or none",
+        "rules.py",
+        "            refusals.append(refusal)\n            continue",
+        "            return refusal",
+    ),
+    Mutant("the choice not taken", "rules.py", "for choice, wish in asked.either:", "for choice, wish in ():"),
+    Mutant("a failed choice leaves its traces", "rules.py", "attempt = draft.copy()", "attempt = draft"),
+    Mutant(
+        "outputs of the model are no readers",
+        "rules.py",
+        "            if isinstance(use, Reason):\n                return Refusal(use)",
+        "            if isinstance(use, Reason):\n                continue",
+    ),
+    Mutant("a reader of a weight takes it", "rules.py", "            if port is None:\n", "            if False:\n"),
+    Mutant(
+        "readers visited as they come",
+        "rules.py",
+        "(self.draft.graph.position(node), len(self.nodes))",
+        "(0, len(self.nodes))",
+    ),
+    Mutant(
+        "one port forgets the other",
+        "rules.py",
+        "self.arrived.setdefault(node, {})[port] = affine",
+        "self.arrived[node] = {port: affine}",
+    ),
+    Mutant("no way is too far", "rules.py", "if depth > FARTHEST or ", "if "),
+    Mutant("the excluded vanish with others", "folding.py", "if node in self.kept or", "if"),
+    # the passages
+    *(
+        Mutant(
+            f"nothing goes up through {name}",
+            "travel.py",
+            UP,
+            f"{UP}        return Reason.NOT_LINEAR\n",
+            f"class {name}:",
+        )
+        for name in PASSAGES
+    ),
+    *(
+        Mutant(
+            f"nothing goes down through {name}",
+            "travel.py",
+            DOWN,
+            f"{DOWN}        return Reason.NOT_LINEAR\n",
+            f"class {name}:",
+        )
+        for name in PASSAGES
+    ),
+    Mutant("an axis that is mixed passes", "travel.py", "if affine.axis in self.mixed:", "if False:"),
+    Mutant("a negative scale passes a maximum", "travel.py", "if self.positive and not", "if False and not"),
+    Mutant("a scale of zero passes a maximum", "travel.py", "(affine.scale > 0).all()", "(affine.scale >= 0).all()"),
+    Mutant("a border is not asked", "travel.py", "return None if stays else self.because", "return None"),
+    Mutant("an axis that went is not counted, up", "travel.py", "affine.along(self.kept[affine.axis])", "affine"),
+    Mutant(
+        "an axis that went is not counted, down", "travel.py", "affine.along(self.kept.index(affine.axis))", "affine"
+    ),
+    Mutant("permuted the other way, up", "travel.py", "self.order[affine.axis]", "self.order.index(affine.axis)"),
+    Mutant("permuted the other way, down", "travel.py", "self.order.index(affine.axis)", "self.order[affine.axis]"),
+    Mutant(
+        "reshaped the other way, up",
+        "travel.py",
+        "carried(affine, self.after, self.before)",
+        "carried(affine, self.before, self.after)",
+    ),
+    Mutant(
+        "reshaped the other way, down",
+        "travel.py",
+        "carried(affine, self.before, self.after)",
+        "carried(affine, self.after, self.before)",
+    ),
+    Mutant("symbols not compared", "travel.py", "and right[1] == other[1]", ""),
+    Mutant("an unknown size is one", "travel.py", "if None in sizes:", "if False:"),
+    Mutant(
+        "a symbol counts once",
+        "travel.py",
+        "Counter(size for size in sizes if isinstance(size, str)).items()",
+        "{(size, 1) for size in sizes if isinstance(size, str)}",
+    ),
+    Mutant(
+        "what is left is not compared",
+        "travel.py",
+        "left is not None and left == _product(after[:axis])",
+        "left is not None",
+    ),
+    Mutant("an unknown size joins the channel", "travel.py", "if len(known) == end and", "if"),
+    Mutant("the digit by the wrong stride", "travel.py", "index // stride % size", "index % size"),
+    Mutant(
+        "the channel by the wrong stride",
+        "travel.py",
+        "index // right % channels",
+        "index % channels",
+        "np.arange(top)",
+    ),
+    Mutant(
+        "the digit decides anyway",
+        "travel.py",
+        "return moved if same.all() else Reason.CHANNELS_MIXED\n\n\n",
+        "return moved\n\n\n",
+    ),
+    Mutant("digits that do not nest", "travel.py", "top % (right * channels) or top % (stride * size) or ", ""),
+    Mutant("concatenated sizes not summed", "travel.py", "or sum(sizes) != affine.channels", ""),
+    Mutant("every part from the start", "travel.py", "np.arange(start, start + size)", "np.arange(size)"),
+    Mutant("parts need not be alike", "travel.py", "all(affine.same_as(known[0]) for affine in known)", "True"),
+    Mutant("a part without an affine is alike", "travel.py", "alike = len(known) == len(affines) and", "alike ="),
+    Mutant(
+        "parts of other axes joined",
+        "travel.py",
+        "if any(affine.axis not in (None, self.axis) for affine in known):",
+        "if False:",
+    ),
+    Mutant(
+        "the other pieces too",
+        "travel.py",
+        "index = np.full(self.size, -1, dtype=np.intp)",
+        "index = np.zeros(self.size, dtype=np.intp)",
+    ),
+    Mutant(
+        "pieces the other way round",
+        "travel.py",
+        "index[picked] = np.arange(len(picked))",
+        "index[: len(picked)] = picked",
+    ),
+    Mutant("what is picked twice is not compared", "travel.py", "return moved if same.all() else None", "return moved"),
+    Mutant("a dropped axis not counted, up", "travel.py", "axis += 1", "axis += 0"),
+    Mutant("a dropped axis not counted, down", "travel.py", "- (self.dropped and affine.axis > self.axis)", ""),
+    Mutant(
+        "every piece is the first",
+        "travel.py",
+        "for picked in self.picks]",
+        "for picked in self.picks[:1] * self.outputs]",
+    ),
+    Mutant("an axis broadcast takes the scale", "travel.py", "if axis < 0 or shape[axis] == 1:", "if False:"),
+    Mutant("ranks of terms not counted, up", "travel.py", "return axis - max(ranks) + len(shape)", "return axis"),
+    Mutant("a term's size not compared", "travel.py", "if shape[axis] == affine.channels else Reason.AXIS_UNKNOWN", ""),
+    Mutant("the sign of a term lost, up", "travel.py", "affine.shifting(float(sign))", "affine.shifting()"),
+    Mutant("the sign of a term lost, down", "travel.py", "affine if sign == 1 else affine.opposite()", "affine"),
+    Mutant(
+        "the shift to every term",
+        "travel.py",
+        "_on_operand(affine.scaling(), self.shapes, term)",
+        "_on_operand(affine, self.shapes, term)",
+    ),
+    Mutant(
+        "the scale to one term",
+        "travel.py",
+        "every = tuple(each for each in scaled if isinstance(each, ChannelAffine))",
+        "every = (scaled[0], *every[1:])",
+    ),
+    Mutant("scales of terms need not be equal", "travel.py", "not _equal_scales(total, moved)", "False"),
+    Mutant("a term without an affine takes any scale", "travel.py", "(bare and moved.scales) or", ""),
+    Mutant(
+        "a shift crosses a product",
+        "travel.py",
+        "if affine.shifts:\n            return Reason.GATED",
+        "if False:\n            return Reason.GATED",
+    ),
+    Mutant(
+        "a matrix product takes a scale per channel",
+        "travel.py",
+        "if self.uniform and affine.axis is not None",
+        "if False",
+    ),
+    Mutant("both factors of a product", "travel.py", "if len(given) != 1 or", "if not given or"),
+    Mutant("a quotient takes it below", "travel.py", "or given[0][0] not in self.takes:", "or False:"),
+    # what an affine keeps on its way
+    Mutant("a factor forgotten", "algebra.py", "self.shift * factor, self.axis", "self.shift, self.axis"),
+    Mutant(
+        "the origin of a factor forgotten",
+        "algebra.py",
+        "Part(self.origin, scaled=False, shifted=factor)",
+        "Part(self.origin, scaled=False)",
+    ),
+    Mutant("only one shift of a sum", "algebra.py", "self.shift + other.shift)", "self.shift)"),
+    Mutant(
+        "an origin chained the other way",
+        "algebra.py",
+        "Chain(first.origin, self.origin)",
+        "Chain(self.origin, first.origin)",
+    ),
+    Mutant("what differs is alike", "algebra.py", "(self.shift == self.shift[0]).all()", "True"),
+    Mutant("alike on another axis", "algebra.py", "return self.axis == other.axis and", "return"),
+)
 
 MUTANTS = (
+    *CORE,
     Mutant("epsilon forgotten", "algebra.py", "np.sqrt(variance + epsilon)", "np.sqrt(variance)"),
     Mutant("sqrt(var) + eps", "algebra.py", "np.sqrt(variance + epsilon)", "(np.sqrt(variance) + epsilon)"),
     Mutant("mean not scaled", "algebra.py", "beta - mean * scale", "beta - mean"),
@@ -47,21 +311,6 @@ MUTANTS = (
         "scale = affine.scale.reshape(self.groups, -1, 1, 1)",
         "scale = affine.scale.reshape(self.groups, 1, -1, 1)",
     ),
-    Mutant("other readers not asked", "rules.py", "if reader := _other_reader(graph, value, node):", "if False:"),
-    Mutant(
-        "producer's axis not compared",
-        "rules.py",
-        "if op.out_axis != affine.axis or op.out_channels != affine.channels:",
-        "if op.out_channels != affine.channels:",
-    ),
-    Mutant(
-        "reader's axis not compared",
-        "rules.py",
-        "if op.in_axis != affine.axis or op.in_channels != affine.channels:",
-        "if op.in_channels != affine.channels:",
-    ),
-    Mutant("shift crosses the padding", "rules.py", "if op.bordered and affine.shifts:", "if False:"),
-    Mutant("fits not asked", "rules.py", "if reason := graph.fits(producer, folded):", "if False:"),
     Mutant(
         "readers behind a vanished affine forgotten",
         "folding.py",
@@ -176,9 +425,10 @@ def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] = SUITE) -> str
     """Break one place, run the suite until the first failure, mend it again: the name of the test that failed."""
     file = tree / "bnfold" / mutant.file
     sound = file.read_text()
-    if mutant.before not in sound:
+    spoilt = mutant.spoilt(sound)
+    if spoilt is None:
         raise SystemExit(f"{mutant.name}: {mutant.file} no longer holds {mutant.before!r}")
-    file.write_text(sound.replace(mutant.before, mutant.after, 1))
+    file.write_text(spoilt)
     try:
         return first_failure(tree, suite)
     finally:

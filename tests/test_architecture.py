@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("algebra", "evidence", "model"),
     ("graph",),
     ("travel", "rules"),
+    ("lowering",),
     ("folding",),
     ("frontends", "frontends.onnx", "frontends.torch", "runtime", "verify"),
     ("benchmark", "loading"),
@@ -49,7 +50,7 @@ OWNERS = {
     "onnxsim": {"simplifying"},
     "typer": {"cli"},
 }
-NUMPY_ONLY = {"errors", "algebra", "evidence", "model", "graph", "travel", "rules", "folding", "origin"}
+NUMPY_ONLY = {"errors", "algebra", "evidence", "model", "graph", "travel", "rules", "lowering", "folding", "origin"}
 
 
 def room_of(module: str) -> str:

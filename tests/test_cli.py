@@ -133,7 +133,6 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (["fold", "a.onnx", "b.onnx"], "unexpected extra argument"),
         (["fold", "a.onnx", "--out"], "'--out' requires an argument"),
         (["fold", "a.onnx", "--accept", "padded-boarder"], "did you mean padded-border?"),
-        (["fold", "a.onnx", "--leftover", "affine"], "--leftover affine is not available in this version"),
         (["fold", "a.onnx", "--report", "r.html"], "writes: .json, .md, .xml"),
         (["export", "a.pt", "--arch-arg", "depth"], "'depth' is not of the form KEY=VALUE"),
         (["inspect", "a.onnx", "--baseline", "r.json"], "--baseline is not available in this version"),

@@ -16,6 +16,7 @@ import pytest
 from dictionary import (
     CHANNELS,
     WEIGHT_BYTES,
+    Cell,
     Dictionary,
     add,
     affine,
@@ -49,6 +50,11 @@ def became(outcome: Outcome) -> str:
 
 def summary(report: FoldReport) -> dict[str, str]:
     return {outcome.site.name: became(outcome) for outcome in report.outcomes}
+
+
+def crosswise(data: str, scale: list[float]) -> Cell:
+    """An elementwise operator along another axis than that of the convolutions."""
+    return Cell("affine", data, ChannelAffine(np.float64(scale), np.zeros(len(scale)), 2))
 
 
 @dataclass(frozen=True)
@@ -299,6 +305,36 @@ ROWS = (
             b=bn("j"),
         ),
         {"a": "into-producer c", "b": "into-producer c"},
+    ),
+    Row(
+        "two ways to one affine that can only vanish with another",
+        lambda: graph(
+            "b",
+            "u",
+            c=conv("x", outs=3),
+            a=affine("c", [2, 1, 5]),
+            u=split("c", [2], size=3),
+            s=split("a", [2], size=3),
+            t=split("a", [0], size=3),
+            j=concat("s", "t", sizes=(1, 1)),
+            b=affine("j", [0.2, 3]),
+        ),
+        {"a": "into-producer c", "b": "into-producer c"},
+    ),
+    Row(
+        "pieces that overlap: the other piece sees it",
+        lambda: graph("b", "r", c=conv("x"), s=split("c", [0], [1, 0]), b=bn("s", channels=1), r=relu("s.1")),
+        {"b": "shared-output r"},
+    ),
+    Row(
+        "a passage reads it, but not as data",
+        lambda: graph("b", "s", c=conv("x"), b=bn("c"), s=replace(same("x"), also=("c",))),
+        {"b": "shared-output s"},
+    ),
+    Row(
+        "an affine of another axis on the way",
+        lambda: graph("b", c=conv("x"), r=rectifier("c"), a=crosswise("r", [2, 3]), b=affine("a", [5, 7])),
+        {"a": "axis-differs c", "b": "axis-differs a"},
     ),
     Row(
         "a sum: the scale to every term, the shift to one",
@@ -566,6 +602,18 @@ def test_a_long_chain_is_written_once() -> None:
     model = Dictionary(cells, ("n49",))
     assert fold(model).folded == 49
     assert model.verbs.count(("write", "n0")) == 1
+
+
+@pytest.mark.parametrize(("passages", "expected"), [(150, "folded"), (250, "too-far")])
+@pytest.mark.parametrize("end", ["before", "behind"])
+def test_a_way_may_be_long_but_not_endless(end: str, passages: int, expected: str) -> None:
+    way = {f"s{index}": same(f"s{index - 1}" if index else "start") for index in range(passages)}
+    last = f"s{passages - 1}"
+    if end == "before":
+        model = Dictionary({"start": conv("x"), **way, "b": bn(last)}, ("b",))
+    else:
+        model = Dictionary({"start": bn("x"), **way, "c": conv(last)}, ("c",))
+    assert codes(fold(model)) == {expected}
 
 
 @pytest.mark.parametrize("end", ["before", "behind"])

@@ -201,8 +201,7 @@ ROWS: tuple[Row, ...] = (
     row(
         "disjoint slices",
         lambda m, x: (lambda y: m.bn(y[:, :2]) + y[:, 2:].sigmoid())(m.a(x)),
-        (Reason.SHARED_OUTPUT,),
-        as_graph=(UP,),
+        (UP,),
         a=conv(),
         bn=norm(2),
     ),

@@ -429,6 +429,9 @@ NOT_CARRIED = [
     (("N", 2, 3), ("N", 3, 2), 1, Reason.CHANNELS_MIXED),
     (("N", 2, 2), ("N", 2, 2, 2), 3, Reason.AXIS_UNKNOWN),
     ((), (2, 2), 1, Reason.AXIS_UNKNOWN),
+    (("N", 2, "L", "L"), ("N", "L", 2, "L"), 1, Reason.AXIS_UNKNOWN),
+    (("N", 2, None, 3), ("N", 6, None), 1, Reason.AXIS_UNKNOWN),
+    (("N", 2), ("M", 3), 1, Reason.CHANNELS_MIXED),
     ((2, LARGEST_RUN), (2 * LARGEST_RUN,), 0, Reason.CHANNELS_MIXED),
 ]
 
@@ -677,7 +680,7 @@ PARTS: list[Callable[[ChannelAffine], ChannelAffine]] = [
     lambda affine: affine.onto(4, 2),
     lambda affine: affine.take(np.array([2, 0, -1, 1, 1]), 0),
     lambda affine: ChannelAffine.stacked([(affine, affine.channels), (None, 2)], 1),
-    lambda affine: affine @ affine,
+    lambda affine: affine.scaling() @ affine,
     lambda affine: affine.joined(affine.scaling()),
 ]
 

@@ -131,7 +131,7 @@ def _affine(identity: str, outcome: Outcome) -> dict[str, Any]:
         "axis": outcome.axis,
         "module": site.module,
         "source": {"file": site.source[0], "line": site.source[1]} if site.source else None,
-        "outcome": "folded" if outcome.folded else "left",
+        "outcome": "folded" if outcome.folded else "partly" if outcome.partly else "left",
         "rule": outcome.rule,
         "into": [{"node": taker.name, "op": taker.op} for taker in outcome.into],
         "via": [{"node": crossed.name, "op": crossed.op} for crossed in outcome.via],

@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.folding import FoldReport
 from bnfold.origin import Leaf, names_of
-from bnfold.verify.derivation import Taken, derived, rows_of, ulp
-from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Arithmetic, Contradiction, Expressions, Incomplete
+from bnfold.verify.derivation import Taken, derived, distance, rows_of
+from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Contradiction, Expressions, Incomplete
+from bnfold.verify.leftover import is_stored, terms_of, without_lowered
 from bnfold.verify.result import Layer, Status
 
 Array = NDArray[Any]
@@ -71,8 +72,8 @@ def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int)
             return _layer(Status.SKIPPED, "the model has no operator with stored weights to derive again")
         _reconcile(report, taken, Expressions(original, EXTENDED))
         worst = Finding("", "", 0, 0.0)
-        for node, affines in taken.items():
-            found = _worst_of(node, affines, original, folded, seed)
+        folded = without_lowered(folded, report)
+        for found, affines in _findings(report, taken, original, folded, seed):
             if not found.ulps <= HALF_ULP:
                 return _rejected(found, affines)
             worst = max(worst, found, key=_severity)
@@ -87,6 +88,21 @@ def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int)
     )
 
 
+def _findings(
+    report: FoldReport, taken: Mapping[str, Taken], original: Evidence, folded: Evidence, seed: int
+) -> Iterator[tuple[Finding, Taken]]:
+    for node, affines in taken.items():
+        yield _worst_of(node, affines, original, folded, seed), affines
+    for outcome in report.outcomes:
+        if is_stored(folded, outcome):
+            name = outcome.site.name
+            for term in terms_of(outcome, folded, Expressions(original, EXTENDED)):
+                ulps = distance(term.stored, term.exact, term.loss, EXTENDED)
+                if ulps.size:
+                    channel = int(np.argmax(ulps))
+                    yield Finding(name, term.role, channel, float(ulps[channel])), Taken((Leaf(name),))
+
+
 def _layer(status: Status, because: str, **more: Any) -> Layer:
     return Layer("L1", status, because, **more)
 
@@ -94,19 +110,22 @@ def _layer(status: Status, because: str, **more: Any) -> Layer:
 def _summary(original: Evidence, taken: Mapping[str, Taken], report: FoldReport) -> str:
     same = len(original.linears.keys() - taken.keys())
     untouched = f"{same} untouched {_operators(same)} identical"
-    vanished = _vanished(report)
-    if not vanished:
+    vanished, lowered = _vanished(report), sum(outcome.lowered for outcome in report.outcomes)
+    again = [f"{vanished} derived again in {len(taken)} {_operators(len(taken))}"] * bool(vanished)
+    again += [f"{_counted(lowered, 'batch norm')} as product and sum derived again"] * bool(lowered)
+    if not again:
         return f"nothing was folded; {untouched}"
-    return (
-        f"{vanished} derived again in {len(taken)} {_operators(len(taken))}, "
-        f"each number within half an ulp; {untouched}"
-    )
+    return f"{', '.join(again)}, each number within half an ulp; {untouched}"
 
 
 def _vanished(report: FoldReport) -> str:
     norms, others = report.folded, sum(o.folded and not o.is_norm for o in report.outcomes)
     counts = ((norms, "batch norm"), (others, "elementwise operator"))
-    return " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
+    return " and ".join(_counted(count, what) for count, what in counts if count)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def _operators(count: int) -> str:
@@ -139,7 +158,8 @@ def _collect(report: FoldReport) -> dict[str, Taken]:
 
 def _reconcile(report: FoldReport, taken: Mapping[str, Taken], expressions: Expressions) -> None:
     """Raise `Contradiction` unless the outcomes and what was taken in tell the same story."""
-    into = {outcome.site.name: {site.name for site in outcome.into} for outcome in report.outcomes if outcome.folded}
+    moved = [outcome for outcome in report.outcomes if outcome.folded or outcome.partly]
+    into = {outcome.site.name: {site.name for site in outcome.into} for outcome in moved}
     reported = {outcome.site.name for outcome in report.outcomes}
     entered = {(name, operator) for operator, affines in taken.items() for name in affines.names}
     for name, operator in sorted(entered):
@@ -162,12 +182,13 @@ def _untouched(original: Evidence, folded: Evidence, report: FoldReport, taken: 
     """What is wrong with the operators that took nothing in and the affines that stay, if anything."""
     gone = {outcome.site.name for outcome in report.outcomes if outcome.folded}
     gone |= {name for affines in taken.values() for name in affines.names}
+    gone |= {outcome.site.name for outcome in report.outcomes if outcome.lowered}
     biases = {original.linears[node].added for node in taken}
     if still := sorted(gone & (folded.norms.keys() | folded.affines.keys())):
         return _layer(Status.FAIL, f"{still[0]} is reported as folded but still in the model", affine=still[0])
     before: dict[str, Any] = {**original.linears, **original.norms, **original.affines}
     after: dict[str, Any] = {**folded.linears, **folded.norms, **folded.affines}
-    missing = []
+    missing = [o.site.name for o in report.outcomes if o.lowered and not is_stored(folded, o)]
     for name, record in before.items():
         if name in taken or name in gone or name in biases:
             continue
@@ -265,15 +286,7 @@ class _Comparison:
             ("weight", now.taps, taps, taps),
             ("bias", now.bias, bias, exact.bias_terms),
         ):
-            ulps = _distance(stored, value, losses * np.abs(terms.astype(np.float64)), number)
+            ulps = distance(stored, value, losses * np.abs(terms.astype(np.float64)), number)
             if ulps.size:
                 row = int(np.argmax(ulps)) * len(now.channels) // ulps.size
                 yield Finding(self.node, tensor, int(now.channels[row]), float(ulps.max()))
-
-
-def _distance(stored: Array, exact: Array, allowance: Array, number: Arithmetic) -> Array:
-    """How far each stored number is from the exact one beyond the allowance, in ulp; infinite for a NaN or infinity."""
-    finite = np.isfinite(stored)
-    gap = np.abs((number.convert(np.where(finite, stored, stored.dtype.type(0))) - exact).astype(np.float64))
-    ulps = np.maximum(gap - allowance, 0) / ulp(exact.astype(np.float64), stored.dtype.name)
-    return np.asarray(np.where(finite, ulps, np.inf))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bnfold.evidence import StoredLinear
 from bnfold.origin import Origin, names_of
-from bnfold.verify.expression import Expressions, Incomplete
+from bnfold.verify.expression import Arithmetic, Expressions, Incomplete
 
 Array = NDArray[Any]
 
@@ -70,6 +70,14 @@ def ulp(value: Array, dtype: str) -> Array:
     bits, lowest = _PRECISION[dtype]
     exponent = np.maximum(np.frexp(value)[1] - 1, lowest)
     return np.asarray(np.ldexp(1.0, exponent - bits + 1))
+
+
+def distance(stored: Array, exact: Array, allowance: Array, number: Arithmetic) -> Array:
+    """How far each stored number is from the exact one beyond the allowance, in ulp; infinite for a NaN or infinity."""
+    finite = np.isfinite(stored)
+    gap = np.abs((number.convert(np.where(finite, stored, stored.dtype.type(0))) - exact).astype(np.float64))
+    ulps = np.maximum(gap - allowance, 0) / ulp(exact.astype(np.float64), stored.dtype.name)
+    return np.asarray(np.where(finite, ulps, np.inf))
 
 
 def rows_of(op: StoredLinear) -> Rows:

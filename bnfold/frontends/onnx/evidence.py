@@ -7,6 +7,7 @@ reference implementation, in float64.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ def evidence(model: ir.Model) -> Evidence:
 
     Arrays have their stored dtype, computed ones float64. What cannot be read is left out.
     """
-    names, reader = walking.site_names(model), _Reader(model)
+    names = walking.site_names(model)
+    reader = _Reader(model, names)
     norms, linears, affines = {}, {}, {}
     for node in walking.nodes(model):
         if walking.is_standard(node, "BatchNormalization"):
@@ -52,8 +54,9 @@ def evidence(model: ir.Model) -> Evidence:
 
 
 class _Reader:
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, names: Mapping[ir.Node, str]) -> None:
         self._model = model
+        self._names = names
         self._inferred = known_types(model)
         self._results: dict[ir.Value, Stored | None] = {}
         self._left = MAX_ELEMENTS
@@ -106,27 +109,31 @@ class _Reader:
         rows, columns = weight.shape[-2:]
         matrix = weight.reshape(rows, columns)
         if on_right is not None:
-            return StoredLinear("matmul", matrix, self._added(node, left, columns, (-1,)))
-        return StoredLinear("linear", matrix, self._added(node, right, rows, (-1, 1)))
+            bias, added = self._added(node, left, columns, (-1,))
+            return StoredLinear("matmul", matrix, bias, added=added)
+        bias, added = self._added(node, right, rows, (-1, 1))
+        return StoredLinear("linear", matrix, bias, added=added)
 
-    def _added(self, node: ir.Node, data: ir.Value | None, channels: int, column: tuple[int, ...]) -> Stored | None:
-        """The constant per channel that the only reader of a product adds, if there is one."""
+    def _added(
+        self, node: ir.Node, data: ir.Value | None, channels: int, column: tuple[int, ...]
+    ) -> tuple[Stored | None, str | None]:
+        """The constant per channel that the only reader of a product adds, and the name of that reader, if any."""
         product = node.outputs[0]
         readers = [use for use in product.uses() if use.node.op_type not in walking.SHAPE_READERS]
         if len(readers) != 1 or product.is_graph_output() or not walking.is_standard(readers[0].node, "Add"):
-            return None
+            return None, None
         add, index = readers[0].node, readers[0].idx
         term = self._array(add.inputs[1 - index]) if add.graph is node.graph else None
         rank = self._inferred.rank(data) if data is not None else None
         if term is None or term.ndim > (rank or 1):
-            return None
+            return None, None
         flat = term.reshape(-1)
         if term.size not in (1, channels) or (term.size > 1 and term.squeeze().shape != flat.shape):
-            return None
+            return None, None
         if term.size > 1 and np.broadcast_shapes(term.shape, flat.reshape(column).shape) != term.shape:
-            return None
+            return None, None
         self._biases.add(add)
-        return flat
+        return flat, self._names[add]
 
     def _array(self, value: ir.Value | None, depth: int = 0) -> Stored | None:
         """The numbers of a value that is stored or computed from stored ones."""

@@ -20,7 +20,7 @@ def clone(model: ir.Model) -> ir.Model:
 
 
 def fold_model(model: ir.Model, options: FoldOptions = FoldOptions()) -> tuple[ir.Model, FoldReport]:
-    """Fold every affine that can be folded exactly, as the options say. The input is not changed; untouched tensors are shared."""
+    """Fold every affine that can be folded exactly. The input is not changed; untouched tensors are shared."""
     folded = clone(model)
     names, before = walking.site_names(folded), Unused.of(folded)
     as_splits(folded, names)

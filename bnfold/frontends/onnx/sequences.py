@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from bnfold.frontends.onnx import walking
@@ -20,18 +21,47 @@ def as_splits(model: ir.Model, names: dict[ir.Node, str]) -> None:
     """Replace such sequences in the main graph, in place; a Split has the name of its SplitToSequence in `names`."""
     if walking.model_opset(model) < SPLIT_BY_INPUT:
         return
-    constants = Constants(model)
+    constants, taken = Constants(model), walking.all_names(model)
     for node in list(model.graph):
         sizes = _sizes(node, constants)
         pieces = None if sizes is None else _pieces(node, len(sizes), constants)
         if sizes is not None and pieces is not None:
-            names[_replace(node, len(sizes), pieces)] = names[node]
+            given = _stored(node, sizes, taken)
+            names[given], names[_replace(node, given, len(sizes), pieces)] = str(given.name), names[node]
 
 
 def _sizes(node: ir.Node, constants: Constants) -> Sequence[int] | None:
-    given = node.inputs[1] if walking.is_standard(node, "SplitToSequence") and len(node.inputs) == 2 else None
+    """The sizes of the pieces: given one by one, or one for all but the last."""
+    if not walking.is_standard(node, "SplitToSequence") or len(node.inputs) != 2:
+        return None
+    data, given = node.inputs
     known = None if given is None else constants.of(given)
-    return known.load().tolist() if known is not None and len(known.shape) == 1 else None
+    if known is None or data is None:
+        return None
+    numbers = [int(number) for number in known.load().reshape(-1)]
+    if known.shape:
+        return numbers
+    shape, axis = constants.inferred.shape(data), _axis(node)
+    size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+    if not isinstance(size, int) or numbers[0] < 1:
+        return None
+    whole, rest = divmod(size, numbers[0])
+    return numbers * whole + [rest] * (rest > 0)
+
+
+def _axis(node: ir.Node) -> int:
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+
+
+def _stored(node: ir.Node, sizes: Sequence[int], taken: set[str]) -> ir.Node:
+    """The sizes as a Constant in front of the node."""
+    name = walking.unused(f"{node.outputs[0].name}_sizes", taken)
+    tensor = ir.Tensor(np.array(sizes, dtype=np.int64), name=name)
+    constant = ir.node("Constant", [], {"value": tensor}, name=walking.unused(f"{name}_node", taken))
+    constant.outputs[0].name = name
+    assert node.graph is not None, "a node of the model is in a graph"
+    node.graph.insert_before(node, constant)
+    return constant
 
 
 def _pieces(node: ir.Node, count: int, constants: Constants) -> dict[ir.Node, int] | None:
@@ -49,10 +79,11 @@ def _pieces(node: ir.Node, count: int, constants: Constants) -> dict[ir.Node, in
     return found
 
 
-def _replace(node: ir.Node, count: int, pieces: dict[ir.Node, int]) -> ir.Node:
-    graph, axis = node.graph, node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+def _replace(node: ir.Node, sizes: ir.Node, count: int, pieces: dict[ir.Node, int]) -> ir.Node:
+    graph = node.graph
     assert graph is not None, "a node of the model is in a graph"
-    split = ir.node("Split", node.inputs, {"axis": axis}, num_outputs=count, name=node.name)
+    inputs = [node.inputs[0], sizes.outputs[0]]
+    split = ir.node("Split", inputs, {"axis": _axis(node)}, num_outputs=count, name=node.name)
     split.metadata_props.update(node.metadata_props)
     graph.insert_before(node, split)
     for reader, position in pieces.items():

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.lenses import Slot
 
+_OPERATORS = {"scale": "Mul", "shift": "Add"}
+
 
 class Store:
     """Where new parameters go."""
@@ -58,21 +60,20 @@ class Store:
 
     def lower(self, node: ir.Node, name: str, terms: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
         """Put a Mul by `scale`, an Add of `shift`, or both in the place of a batch norm of that name."""
-        value, result, graph = node.inputs[0], node.outputs[0], node.graph
-        assert value is not None and graph is not None, "a batch norm of the model has data"
+        result, graph = node.outputs[0], node.graph
+        assert graph is not None, "a node of the model is in a graph"
         made: list[ir.Node] = []
         for role, array in terms.items():
-            own = self._fresh(f"{name}_{role}")
+            data, own = made[-1].outputs[0] if made else node.inputs[0], self._fresh(f"{name}_{role}")
             term = self._new(result, f"{own}_value", array)
-            made.append(ir.node({"scale": "Mul", "shift": "Add"}[role], [value, term], name=own))
+            made.append(ir.node(_OPERATORS[role], [data, term], name=own))
+            made[-1].outputs[0].name = self._fresh(f"{own}_result")
             made[-1].metadata_props.update(node.metadata_props)
-            value = made[-1].outputs[0]
-            value.name = self._fresh(f"{own}_result")
         graph.insert_before(node, made)
-        name_of_result = result.name
-        take_place(result, value)
+        last, kept = made[-1].outputs[0], result.name
+        take_place(result, last)
         graph.remove(node, safe=True)
-        value.name, value.type, value.shape = name_of_result, result.type, result.shape
+        last.name, last.type, last.shape = kept, result.type, result.shape
         return tuple(str(each.name) for each in made)
 
     def _new(self, origin: ir.Value, name: str, array: NDArray[Any]) -> ir.Value:

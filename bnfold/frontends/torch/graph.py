@@ -33,10 +33,11 @@ from bnfold.frontends.torch.lenses import (
     taps_of,
     weight_of,
 )
-from bnfold.frontends.torch.passages import Sight, inputs_of, makes_tuple, passage_of
+from bnfold.frontends.torch.passages import makes_tuple, passage_of
 from bnfold.frontends.torch.places import module_path, source_line
 from bnfold.frontends.torch.rounding import rounded
 from bnfold.frontends.torch.shapes import Facts
+from bnfold.frontends.torch.sight import Sight, inputs_of
 from bnfold.frontends.torch.spelling import spell
 from bnfold.frontends.torch.writer import NewParameters, Writer
 from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
@@ -64,6 +65,8 @@ class TorchGraph:
         self.ownership = ownership(graph, modules)
         self.constants = Constants(graph, names, tensors, self.pinned, written | written_state(graph, modules))
         self._facts = facts
+        self._calls: dict[fx.Node, Call | None] = {}
+        self._uses: dict[fx.Node, Sequence[Use[fx.Node] | Reason]] = {}
         self._spelt = {node: spell(node, modules) for node in graph.nodes}
         self._elementwise = self._find_elementwise()
         self._frozen = frozen_norms(self._elementwise)
@@ -121,10 +124,10 @@ class TorchGraph:
         return maker if isinstance(maker, fx.Node) and self._makes_tuple(maker) else value
 
     def uses(self, value: fx.Node) -> Sequence[Use[fx.Node] | Reason]:
-        found: list[Use[fx.Node] | Reason] = [Reason.MUTATED_IN_PLACE] if value in self.pinned else []
-        for reader in value.users:
-            found += self._reads(reader, value)
-        return found
+        if value not in self._uses:
+            found: list[Use[fx.Node] | Reason] = [Reason.MUTATED_IN_PLACE] if value in self.pinned else []
+            self._uses[value] = found + [use for reader in value.users for use in self._reads(reader, value)]
+        return self._uses[value]
 
     def read(self, node: fx.Node) -> Reading:
         if node.graph is not self.graph:
@@ -143,11 +146,14 @@ class TorchGraph:
         return self._read_norm(node, call) if is_norm(call) else self._read_linear(call)
 
     def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
-        parameters, (_, weight, bias) = op.evaluate(), self._stored(node)
+        _, weight, bias = self._stored(node)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            parameters = op.evaluate()
         for numbers, dtype in ((parameters.taps, weight.dtype), (parameters.bias, (bias or weight).dtype)):
-            if not np.isfinite(numbers).all():
+            largest = np.abs(numbers).max(initial=0.0)
+            if not np.isfinite(largest):
                 return Reason.NON_FINITE
-            if not rounded(np.abs(numbers).max(initial=0.0), dtype).isfinite().all():
+            if not rounded(largest, dtype).isfinite():
                 return Reason.OVERFLOW
         return None
 
@@ -179,12 +185,21 @@ class TorchGraph:
         new_bias = rounded(parameters.bias, (bias or weight).dtype).to(weight.tensor.device)
         needless = bias is None and not new_bias.any()
         self.writer.write(node, NewParameters(form, weight, bias, new_weight, None if needless else new_bias))
+        self._forget()
 
     def bypass(self, node: fx.Node) -> None:
         self.writer.bypass(node, self.result(node), self.data(node))
+        self._forget()
 
     def lower(self, node: fx.Node, affine: ChannelAffine) -> tuple[str, ...]:
-        return self.writer.lower(node, self.result(node), self.data(node), self._terms(node, affine))
+        names = self.writer.lower(node, self.result(node), self.data(node), self._terms(node, affine))
+        self._forget()
+        return names
+
+    def _forget(self) -> None:
+        """A verb was called: what is known of who reads what may be so no more."""
+        self._calls.clear()
+        self._uses.clear()
 
     def _terms(self, node: fx.Node, affine: ChannelAffine) -> dict[str, torch.Tensor]:
         """What the result of a batch norm is multiplied by and what is added, in its dtype; empty if not known."""
@@ -208,7 +223,9 @@ class TorchGraph:
         return node in self._scalings
 
     def call(self, node: fx.Node) -> Call | None:
-        return call_of(node, self.modules)
+        if node not in self._calls:
+            self._calls[node] = call_of(node, self.modules)
+        return self._calls[node]
 
     def _find_elementwise(self) -> dict[fx.Node, Elementwise]:
         """Operators with one constant operand and one of floats; what is computed with sizes is no tensor."""

@@ -34,8 +34,8 @@ def module_type(node: fx.Node) -> str:
 def source_line(node: fx.Node) -> tuple[str, int] | None:
     """The innermost line of the user's own code, with the file's name alone."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [(file, line) for file, line in frames if "torch" not in PurePath(file).parts]
-    return (PurePath(own[-1][0]).name, int(own[-1][1])) if own else None
+    own = ((PurePath(file), line) for file, line in reversed(frames))
+    return next(((path.name, int(line)) for path, line in own if "torch" not in path.parts), None)
 
 
 def _stack(node: fx.Node) -> list[tuple[str, Any]]:

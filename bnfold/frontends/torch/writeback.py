@@ -22,7 +22,6 @@ from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.places import module_path, module_type
 from bnfold.frontends.torch.writer import NewParameters
 
-
 _OPERATORS = {"scale": torch.ops.aten.mul.Tensor, "shift": torch.ops.aten.add.Tensor}
 
 
@@ -261,7 +260,7 @@ class Ledger:
 
 def _notes(result: fx.Node) -> dict[str, Any]:
     """What a node says of its value and its source; what is no batch norm any more is in the module around it."""
-    kept = {
+    kept: dict[str, Any] = {
         key: result.meta[key] for key in ("val", "tensor_meta", "stack_trace", "nn_module_stack") if key in result.meta
     }
     if "BatchNorm" in module_type(result):
