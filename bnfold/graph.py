@@ -188,8 +188,8 @@ class Reason(Enum):
 class Refusal:
     """ "No" is an answer: why, and which node stands in the way (None: the affine itself, or no node).
 
-    `also` are the nodes that would have to go too; those in `readers` are in the way only because they read a value that
-    would change. `node` is the blocker as its graph knows it.
+    `also` are the nodes that would have to go too; those in `readers` are in the way only because they read a value
+    that would change. `node` is the blocker as its graph knows it.
     """
 
     reason: Reason
