@@ -124,7 +124,8 @@ class Draft(Generic[N, V]):
         if side == "before" and op.bordered and affine.shifts:
             return self.refuse(Reason.PADDED_BORDER, node)
         folded = affine @ op if side == "after" else op @ affine
-        if reason := self.graph.fits(node, folded):
+        reason = None if self.obstacles else self.graph.fits(node, folded)  # what is supposed need not be evaluated
+        if reason is not None:
             return self.refuse(reason, node)
         self.writes[node] = folded
         assert affine.origin is not None, "an affine of the model has a name"

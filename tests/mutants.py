@@ -90,7 +90,7 @@ CORE = (
     Mutant(
         "shift crosses the padding", "rules.py", 'if side == "before" and op.bordered and affine.shifts:', "if False:"
     ),
-    Mutant("fits not asked", "rules.py", "if reason := self.graph.fits(node, folded):", "if False:"),
+    Mutant("fits not asked", "rules.py", "None if self.obstacles else self.graph.fits(node, folded)", "None"),
     Mutant(
         "what was written is forgotten",
         "rules.py",
