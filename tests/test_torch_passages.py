@@ -652,3 +652,17 @@ def test_observing_sizes_writes_nothing() -> None:
     module = Parts(body, conv=conv(), g=torch.zeros(1)).eval()
     folded, _ = frontend.fold_graph_module(fx.GraphModule(module, tracer.trace(module)), ROOMY, (normal(2, 3, 6, 8),))
     assert folded.g.item() == 0
+
+
+def test_pieces_that_nobody_reads_take_nothing() -> None:
+    module = Parts(lambda m, x: (m.bn(x).split(2, 1)[0], m.conv(x))[1], bn=norm(3), conv=conv()).eval()
+    _, report = frontend.fold_graph_module(fx.symbolic_trace(module), ROOMY, (normal(2, 3, 6, 8),))
+    assert outcomes(report) == (Reason.READ_BY_NONLINEARITY,)
+
+
+def test_an_operator_that_writes_what_the_fold_makes_needs_no_copy() -> None:
+    module = Parts(lambda m, x: F.relu(m.bn(m.conv(x)), inplace=True), conv=conv(), bn=norm()).eval()
+    folded, report = frontend.fold_program(frontend.capture(module, (normal(2, 3, 6, 8),)))
+    assert outcomes(report) == (UP,)
+    operators = [str(node.target) for node in folded.graph.nodes if node.op == "call_function"]
+    assert operators == ["aten.conv2d.default", "aten.relu_.default"]

@@ -1,13 +1,13 @@
 """An affine written out: an addition, subtraction, product or quotient with a constant.
 
-`spelt(call, is_constant)` finds the constant operand, `read` makes a `ChannelAffine` of it: one number for the whole
-value, or one number per index of one axis. The operator must leave the shape and the dtype of its data alone: a
-constant that would broadcast the data, or promote it, is refused.
+`elementwise_affines` finds the operators with a constant operand, `read` makes a `ChannelAffine` of one: one number for
+the whole value, or one number per index of one axis. The operator must leave the shape and the dtype of its data alone:
+a constant that would broadcast the data, or promote it, is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from torch import fx
 
 from bnfold.algebra import Array, ChannelAffine
+from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.calls import Call, words
-from bnfold.frontends.torch.constants import FLOATS, Constant
+from bnfold.frontends.torch.constants import FLOATS, Constant, Constants
 from bnfold.frontends.torch.shapes import Facts
 from bnfold.graph import Reason
 
@@ -65,7 +66,7 @@ class Elementwise:
     plain: bool
 
 
-def spelt(call: Call, is_constant: Callable[[fx.Node], bool]) -> Elementwise | None:
+def _spelt(call: Call, is_constant: Callable[[fx.Node], bool]) -> Elementwise | None:
     """The affine that a call spells, if exactly one of its operands is constant."""
     left, right = call.get("input"), call.get("other")
     if call.operator in _NEGATIONS:
@@ -77,6 +78,23 @@ def spelt(call: Call, is_constant: Callable[[fx.Node], bool]) -> Elementwise | N
             known = set(call.arguments) <= words("input other alpha") and call.get("alpha", 1) == 1
             return Elementwise(data, operand, constant, table[call.operator], known)
     return None
+
+
+def elementwise_affines(
+    calls: Mapping[fx.Node, Call | None], constants: Constants, facts: Facts
+) -> dict[fx.Node, Elementwise]:
+    """Operators with one constant operand and one of floats; what is computed with sizes is no tensor."""
+    found: dict[fx.Node, Elementwise] = {}
+    numbers: set[fx.Node] = set()
+    for node, call in calls.items():
+        if reads_shape_only(node) or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
+            numbers.add(node)
+        affine = None if call is None else _spelt(call, constants.is_constant)
+        if affine is None or affine.data in numbers or affine.data in constants.names:
+            continue
+        if _is_float(facts.dtype(affine.data)):
+            found[node] = affine
+    return found
 
 
 def _is_number(value: Any) -> bool:
@@ -103,7 +121,7 @@ def read(affine: Elementwise, facts: Facts, find: Callable[[Any], Constant | Rea
     return _affine(affine, constant.array(), shape)
 
 
-def is_float(dtype: torch.dtype | None) -> bool:
+def _is_float(dtype: torch.dtype | None) -> bool:
     """Whether a value may be one of floats, as far as is known."""
     return dtype is None or dtype in FLOATS
 

@@ -15,24 +15,15 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
+from bnfold.algebra import Array, ChannelAffine, LinearOp
 from bnfold.frontends.torch.aliasing import bare_name, mutated, ownership, reads_shape_only, written_state
 from bnfold.frontends.torch.calls import Call, Stored, call_of, hooked, tensor_arguments
 from bnfold.frontends.torch.constants import FLOATS, Constant, Constants, is_quantised
-from bnfold.frontends.torch.elementwise import Elementwise, is_float
+from bnfold.frontends.torch.elementwise import Elementwise, elementwise_affines
 from bnfold.frontends.torch.elementwise import read as read_elementwise
-from bnfold.frontends.torch.elementwise import spelt as elementwise
 from bnfold.frontends.torch.frozen import frozen_norms
-from bnfold.frontends.torch.lenses import (
-    WEIGHT_NAMES,
-    Form,
-    channels_of,
-    form_of,
-    is_norm,
-    norm_of,
-    taps_of,
-    weight_of,
-)
+from bnfold.frontends.torch.lenses import is_norm, norm_of, weight_of
+from bnfold.frontends.torch.parameters import Held, held_by, is_computed_product, read_linear, weight_readers
 from bnfold.frontends.torch.passages import makes_tuple, passage_of
 from bnfold.frontends.torch.places import module_path, source_line
 from bnfold.frontends.torch.rounding import rounded
@@ -68,12 +59,13 @@ class TorchGraph:
         self._calls: dict[fx.Node, Call | None] = {}
         self._uses: dict[fx.Node, Sequence[Use[fx.Node] | Reason]] = {}
         self._spelt = {node: spell(node, modules) for node in graph.nodes}
-        self._elementwise = self._find_elementwise()
+        self._elementwise = elementwise_affines(self._spelt, self.constants, facts)
         self._frozen = frozen_norms(self._elementwise)
         self._scalings = {scaling: addition for addition, scaling in self._frozen.items()}
         self._norms = {*self._find_norms(), *self._captured()}
         self._affines = [*self._listed(), *self._captured()]
-        self._readers = self._weight_readers()
+        calls = (call for node in graph.nodes if (call := self.call(node)) is not None)
+        self._readers = weight_readers(calls, self.constants)
         self._positions = {node: index for index, node in enumerate(graph.nodes)}
         self.writer = writer(self)
 
@@ -143,13 +135,12 @@ class TorchGraph:
             return self._read_passage(node, crossed)
         if call is None:
             return Reason.UNKNOWN_OPERATOR if node in self._norms else _opaque(node)
-        return self._read_norm(node, call) if is_norm(call) else self._read_linear(call)
+        return self._read_norm(node, call) if is_norm(call) else read_linear(call, self.constants, self._facts)
 
     def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
-        _, weight, bias = self._stored(node)
         with np.errstate(all="ignore"):  # what is not finite is refused below
             parameters = op.evaluate()
-        for numbers, dtype in ((parameters.taps, weight.dtype), (parameters.bias, (bias or weight).dtype)):
+        for numbers, dtype in zip((parameters.taps, parameters.bias), self._held(node).dtypes, strict=True):
             largest = np.abs(numbers).max(initial=0.0)
             if not np.isfinite(largest):
                 return Reason.NON_FINITE
@@ -158,11 +149,10 @@ class TorchGraph:
         return None
 
     def inserts(self, node: fx.Node, op: LinearOp) -> bool:
-        form, _, _ = self._stored(node)
-        return form.bias is None and bool(np.any(op.evaluate().bias != 0))
+        return self._held(node).form.bias is None and bool(np.any(op.evaluate().bias != 0))
 
     def shared(self, node: fx.Node) -> SharedWeight | None:
-        _, weight, _ = self._stored(node)
+        weight = self._held(node).weight
         readers = self._readers.get(weight.key, 1)
         if weight.name is None or readers < 2:
             return None
@@ -179,10 +169,11 @@ class TorchGraph:
     # the verbs
 
     def write(self, node: fx.Node, op: LinearOp) -> None:
-        form, weight, bias = self._stored(node)
-        parameters = op.evaluate()
-        new_weight = rounded(weight_of(form, parameters.taps, weight.shape), weight.dtype).to(weight.tensor.device)
-        new_bias = rounded(parameters.bias, (bias or weight).dtype).to(weight.tensor.device)
+        held = self._held(node)
+        form, weight, bias = held.form, held.weight, held.bias
+        parameters, dtypes, device = op.evaluate(), held.dtypes, weight.tensor.device
+        new_weight = rounded(weight_of(form, parameters.taps, weight.shape), dtypes[0]).to(device)
+        new_bias = rounded(parameters.bias, dtypes[1]).to(device)
         needless = bias is None and not new_bias.any()
         self.writer.write(node, NewParameters(form, weight, bias, new_weight, None if needless else new_bias))
         self._forget()
@@ -226,20 +217,6 @@ class TorchGraph:
         if node not in self._calls:
             self._calls[node] = call_of(node, self.modules)
         return self._calls[node]
-
-    def _find_elementwise(self) -> dict[fx.Node, Elementwise]:
-        """Operators with one constant operand and one of floats; what is computed with sizes is no tensor."""
-        found: dict[fx.Node, Elementwise] = {}
-        numbers: set[fx.Node] = set()
-        for node, call in self._spelt.items():
-            if reads_shape_only(node) or (node.all_input_nodes and numbers.issuperset(node.all_input_nodes)):
-                numbers.add(node)
-            affine = None if call is None else elementwise(call, self.constants.is_constant)
-            if affine is None or affine.data in numbers or affine.data in self.constants.names:
-                continue
-            if is_float(self._facts.dtype(affine.data)):
-                found[node] = affine
-        return found
 
     def _listed(self) -> Iterator[fx.Node]:
         """Every affine but a part of another one: a frozen norm's product, and the bias of a matrix product."""
@@ -302,7 +279,7 @@ class TorchGraph:
         if call is None or node in self._elementwise or not inputs_of(call):
             return None
         run_time = not any(self.constants.is_constant(each) for each in tensor_arguments(node))
-        return call if known is None or (_is_computed_product(known) and run_time) else None
+        return call if known is None or (is_computed_product(known) and run_time) else None
 
     def _makes_tuple(self, node: fx.Node) -> bool:
         call = self._spelt.get(node)
@@ -311,7 +288,7 @@ class TorchGraph:
     def _read_passage(self, node: fx.Node, call: Call) -> Reading:
         items = [_item(user) for user in node.users if user.users]
         known = tuple(item for item in items if item is not None)
-        taken = known if self._makes_tuple(node) and len(known) == len(items) else None
+        taken = known if self._makes_tuple(node) and known and len(known) == len(items) else None
         return passage_of(Sight(call, node, self._facts, taken, self.constants.integers))
 
     def _data_name(self, call: Call) -> str:
@@ -361,70 +338,16 @@ class TorchGraph:
             return product if isinstance(product, Reason) else addition
         return compose(addition, product) or Reason.NOT_PER_CHANNEL
 
+    def _held(self, node: fx.Node) -> Held:
+        call = self.call(node)
+        assert call is not None, "only a linear operator holds parameters"
+        held = held_by(call, self.constants)
+        assert isinstance(held, Held), "a linear operator holds constants"
+        return held
+
     def _array(self, argument: Any) -> Array | Reason:
         constant = self.constants.find(argument)
         return constant if isinstance(constant, Reason) else constant.array()
-
-    def _read_linear(self, call: Call) -> LinearOp | Reason:
-        weight = self.constants.find(call.get(WEIGHT_NAMES[call.operator]))
-        if isinstance(weight, Reason):
-            return Reason.NOT_LINEAR if _is_computed_product(call) else weight
-        form = form_of(call, weight.shape)
-        if isinstance(form, Reason):
-            return form
-        bias = self._bias(call, form)
-        if isinstance(bias, Reason):
-            return bias
-        rank = self._facts.rank(call.get(form.data))
-        if rank is None or rank <= form.spatial:
-            return Reason.AXIS_UNKNOWN
-        return _linear_op(form, weight, bias, axis=rank - form.spatial - 1)
-
-    def _bias(self, call: Call, form: Form) -> Constant | Reason | None:
-        argument = None if form.bias is None else call.get(form.bias)
-        return None if argument is None else self.constants.find(argument)
-
-    def _stored(self, node: fx.Node) -> tuple[Form, Constant, Constant | None]:
-        call = self.call(node)
-        assert call is not None, "only a linear operator has stored parameters"
-        weight = self.constants.find(call.get(WEIGHT_NAMES[call.operator]))
-        assert isinstance(weight, Constant), "a linear operator has a constant weight"
-        form = form_of(call, weight.shape)
-        assert isinstance(form, Form), "a linear operator has a form"
-        bias = self._bias(call, form)
-        assert not isinstance(bias, Reason), "a linear operator has a constant bias or none"
-        return form, weight, bias
-
-    def _weight_readers(self) -> dict[Any, int]:
-        readers: dict[Any, int] = {}
-        for node in self.graph.nodes:
-            call = self.call(node)
-            if call is None or call.operator not in WEIGHT_NAMES:
-                continue
-            weight = self.constants.find(call.get(WEIGHT_NAMES[call.operator]))
-            if isinstance(weight, Constant):
-                readers[weight.key] = readers.get(weight.key, 0) + 1
-        return readers
-
-
-def _linear_op(form: Form, weight: Constant, bias: Constant | None, axis: int) -> LinearOp | Reason:
-    """The operator; its thunk captures the tensors."""
-    in_channels, out_channels = channels_of(form, weight.shape)
-    if bias is not None and bias.shape not in ((out_channels,), (1, out_channels), (1,), (1, 1), ()):
-        return Reason.NOT_PER_CHANNEL
-
-    def stored() -> Parameters:
-        taps = taps_of(form, weight.array()) * form.alpha
-        offset = np.zeros(out_channels) if bias is None else bias.array().reshape(-1) * form.beta
-        return Parameters(taps, np.broadcast_to(offset, (out_channels,)))
-
-    source = (weight.key, weight.transposed, None if bias is None else bias.key, form)
-    return LinearOp(in_channels, out_channels, form.groups, axis, axis, form.bordered, source, stored)
-
-
-def _is_computed_product(call: Call) -> bool:
-    """A product of two run-time values is no linear operator; a convolution with a run-time weight wants to be one."""
-    return call.operator in ("mm", "matmul", "addmm")
 
 
 def _opaque(node: fx.Node) -> Reason:
