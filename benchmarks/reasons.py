@@ -6,8 +6,8 @@
 
 The named blocker becomes an Identity of an input through which the affine would come; a reader that is in the way
 (`shared-output`) becomes the constant 1. Where the refusal names further nodes, they go too. Then the batch norm of
-that name must fold. What folded already has folded: the change is made to the folded network. Exit code 1 if one does not.
-What is needed is said in `zoo.py`.
+that name must fold. What folded already has folded: the change is made to the folded network. Exit code 1 if one does
+not. What is needed is said in `zoo.py`.
 """
 
 from __future__ import annotations

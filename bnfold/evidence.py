@@ -57,8 +57,9 @@ class StoredLinear:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything stored, by the name of the node that reads it."""
+    """Everything stored, by the name of the node that reads it; `unread` are the nodes whose values reach no result."""
 
     norms: dict[str, StoredNorm]
     linears: dict[str, StoredLinear]
     affines: dict[str, StoredAffine] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()

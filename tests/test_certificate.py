@@ -10,10 +10,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.folding import Absorbed, FoldReport, Outcome
+from bnfold.frontends.torch.evidence import evidence
 from bnfold.graph import Reason, Refusal, Site
 from bnfold.origin import Chain, Joined, Leaf, Origin, Part, Stack, names_of
 from bnfold.verify.certificate import derive
@@ -652,3 +654,57 @@ def test_an_ulp_is_the_distance_to_the_next_number(dtype: Any) -> None:
         assert Fraction(float(ulp(np.array(float(value)), np.dtype(dtype).name))) == Fraction(following) - Fraction(
             float(value)
         )
+
+
+def test_what_nobody_reads_may_vanish_and_nothing_else_may() -> None:
+    """The affine and the operator of a dead branch fold away with what they share a value with."""
+    fine = travelled(Leaf("norm"), affine(NORM), "after")
+    report = FoldReport((*fine.report.outcomes, *_rows("mul")), fine.report.absorbed)
+    case = replace(fine, report=report)
+    assert vanished(case).status is Status.FAIL
+    assert vanished(replace(case, original=replace(case.original, unread=frozenset({"mul"})))).status is Status.PASS
+    assert vanished(replace(case, original=replace(case.original, unread=frozenset({"add"})))).status is Status.FAIL
+    unbiased = fine.with_operator(bias=None)
+    for where, status in ((frozenset({"op"}), Status.PASS), (frozenset(), Status.FAIL)):
+        records = [replace(unbiased.original, unread=frozenset({"op"})), replace(unbiased.folded, unread=where)]
+        assert vanished(replace(unbiased, original=records[0], folded=records[1])).status is status
+
+
+def test_an_addition_that_reads_a_product_once_the_factor_is_gone_is_no_bias() -> None:
+    """`x @ W * c + t` became `x @ W' + t`: the addition stays an operator of its own, and as it was."""
+    fine = travelled(Leaf("mul"), TRAVELLED["mul"][1], "after", "matmul")
+    kept = {name: record for name, record in AFFINES.items() if name not in ("mul", "add")}
+
+    def layer(term: Array) -> Layer:
+        op = replace(fine.folded.linears["op"], bias=term.reshape(-1), added="add")
+        return derive(fine.original, Evidence({"norm": NORM, "half": HALF}, {"op": op}, kept), fine.report)
+
+    assert layer(OPERAND).status is Status.PASS
+    wrong = layer(OPERAND * np.float32(1.5))
+    assert (wrong.status, wrong.affine) == (Status.FAIL, "add")
+
+
+def test_a_program_is_read_by_the_names_that_torch_gives_its_arguments() -> None:
+    """The bias of `addmm` and a constant first operand are seen, and what reaches no result is known."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("bias", torch.tensor([1.0, 2.0]))
+            self.register_buffer("weight", torch.ones(3, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            dead = x * 3.0
+            _ = torch.relu(dead)
+            return 1.5 + torch.addmm(self.bias, x, self.weight, alpha=2, beta=-1) * (self.bias + 1e-5)
+
+    found = evidence(torch.export.export(Net(), (torch.ones(4, 3),)))
+    (op,) = found.linears.values()
+    assert op.bias is not None
+    assert op.bias.tolist() == [1, 2]
+    assert (op.alpha, op.beta) == (2, -1)
+    assert [(name, record.op) for name, record in found.affines.items() if name not in found.unread] == [
+        ("mul_1", "mul"),
+        ("add_1", "add"),
+    ]
+    assert "mul" in found.unread

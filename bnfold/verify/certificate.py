@@ -8,9 +8,9 @@ fractions on a seeded sample), whatever way the affines travelled. A stored numb
 last place of the exact value. On top of the half unit a number may be off by what one float64 computation can lose:
 `8 · n · 2⁻⁵³ · Σ|terms|` for n affines, which matters only where terms cancel, and for float64 receivers.
 
-The report is not believed: every affine that vanished must be in what its operators took in, or do nothing, and every
-affine taken in must have vanished. Operators that took nothing in must be byte-identical. Whether an affine may travel
-the way that the report says is seen by executing both models, not here.
+The report is not believed: every affine that vanished must be in what its operators took in, or do nothing, or have
+no reader, and every affine taken in must have vanished. Operators that took nothing in must be byte-identical. Whether
+an affine may travel the way that the report says is seen by executing both models, not here.
 
 Nothing is executed here, and nothing of the algebra is imported.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from bnfold.folding import FoldReport
 from bnfold.origin import Leaf, names_of
 from bnfold.verify.derivation import Taken, derived, distance, rows_of
 from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Contradiction, Expressions, Incomplete
-from bnfold.verify.leftover import is_stored, terms_of, without_lowered
+from bnfold.verify.leftover import is_stored, terms_of, with_own_sums
 from bnfold.verify.result import Layer, Status
 
 Array = NDArray[Any]
@@ -70,9 +70,9 @@ def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int)
         taken = _collect(report)
         if not (original.linears or original.norms or _vanished(report)):
             return _layer(Status.SKIPPED, "the model has no operator with stored weights to derive again")
-        _reconcile(report, taken, Expressions(original, EXTENDED))
+        _reconcile(report, taken, Expressions(original, EXTENDED), original.unread)
         worst = Finding("", "", 0, 0.0)
-        folded = without_lowered(folded, report)
+        folded = with_own_sums(original, folded, report)
         for found, affines in _findings(report, taken, original, folded, seed):
             if not found.ulps <= HALF_ULP:
                 return _rejected(found, affines)
@@ -92,7 +92,8 @@ def _findings(
     report: FoldReport, taken: Mapping[str, Taken], original: Evidence, folded: Evidence, seed: int
 ) -> Iterator[tuple[Finding, Taken]]:
     for node, affines in taken.items():
-        yield _worst_of(node, affines, original, folded, seed), affines
+        if node not in original.unread & folded.unread:
+            yield _worst_of(node, affines, original, folded, seed), affines
     for outcome in report.outcomes:
         if is_stored(folded, outcome):
             name = outcome.site.name
@@ -156,7 +157,7 @@ def _collect(report: FoldReport) -> dict[str, Taken]:
     return taken
 
 
-def _reconcile(report: FoldReport, taken: Mapping[str, Taken], expressions: Expressions) -> None:
+def _reconcile(report: FoldReport, taken: Mapping[str, Taken], expressions: Expressions, unread: Set[str]) -> None:
     """Raise `Contradiction` unless the outcomes and what was taken in tell the same story."""
     moved = [outcome for outcome in report.outcomes if outcome.folded or outcome.partly]
     into = {outcome.site.name: {site.name for site in outcome.into} for outcome in moved}
@@ -170,7 +171,7 @@ def _reconcile(report: FoldReport, taken: Mapping[str, Taken], expressions: Expr
         if not expressions.is_identity(origin):
             names = names_of(origin)
             raise Contradiction(f"{' and '.join(names)} do not cancel, yet they are reported to", names[0])
-    accounted = {name for name, _ in entered} | {name for origin in cancelled for name in names_of(origin)}
+    accounted = unread | {name for name, _ in entered} | {name for origin in cancelled for name in names_of(origin)}
     for name, operators in into.items():
         if idle := sorted(operators - taken.keys()):
             raise Contradiction(f"{name} is reported as folded into {idle[0]}, which took nothing in", name)
@@ -193,7 +194,7 @@ def _untouched(original: Evidence, folded: Evidence, report: FoldReport, taken: 
         if name in taken or name in gone or name in biases:
             continue
         if name not in after:
-            missing.append(name)
+            missing += [name] * (name not in original.unread)
         elif not _identical(record, after[name]):
             is_affine = name not in original.linears
             return _layer(Status.FAIL, f"{name} took nothing in, yet it changed", affine=name if is_affine else None)

@@ -1,6 +1,6 @@
 """What stays of a batch norm as a product and a sum, worked out again from the stored statistics.
 
-    terms_of(outcome, without_lowered(folded, report), expressions)
+    terms_of(outcome, with_own_sums(original, folded, report), expressions)
 
 A whole batch norm is `s` and `t`. Where an operator in front took in the scale, `t` remains; where those behind it did,
 `t / s`.
@@ -33,14 +33,28 @@ class Term:
     loss: Array
 
 
-def without_lowered(folded: Evidence, report: FoldReport) -> Evidence:
-    """The folded model, where the sum that a batch norm became is not taken for the bias of the product it reads."""
+def with_own_sums(original: Evidence, folded: Evidence, report: FoldReport) -> Evidence:
+    """The folded model, where a sum is no bias of the product it reads now if it is what a batch norm became, or an
+    affine that stays."""
+    folded_names = {outcome.site.name for outcome in report.outcomes if outcome.folded}
+    biases = {op.added for op in original.linears.values()}
     ours = {name for outcome in report.outcomes for name in outcome.lowered_to}
-    sums = {op.added: StoredAffine("add", op.bias) for op in folded.linears.values() if op.added in ours and op.added}
+    ours |= original.affines.keys() - folded_names - biases
+    sums = {
+        op.added: StoredAffine("add", _as_stored(op.bias, original.affines.get(op.added)))
+        for op in folded.linears.values()
+        if op.added in ours and op.added and op.bias is not None
+    }
     linears = {
         name: replace(op, bias=None, added=None) if op.added in sums else op for name, op in folded.linears.items()
     }
     return replace(folded, linears=linears, affines=sums | folded.affines)
+
+
+def _as_stored(term: Array, before: StoredAffine | None) -> Array:
+    """The flat numbers of a bias in the shape that they had as an operand."""
+    known = before is not None and before.constant is not None and before.constant.size == term.size
+    return term.reshape(before.constant.shape) if known else term  # type: ignore[union-attr]
 
 
 def is_stored(folded: Evidence, outcome: Outcome) -> bool:

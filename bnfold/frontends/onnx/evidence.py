@@ -50,7 +50,21 @@ def evidence(model: ir.Model) -> Evidence:
     for node in walking.nodes(model):
         if walking.is_standard(node, *_ELEMENTWISE) and (affine := reader.affine(node)):
             affines[names[node]] = affine
-    return Evidence(norms, linears, affines)
+    return Evidence(norms, linears, affines, _unread(model, names))
+
+
+def _unread(model: ir.Model, names: Mapping[ir.Node, str]) -> frozenset[str]:
+    """The nodes whose values reach no output, neither of the model nor of a body or function."""
+    read: set[ir.Node] = set()
+    waiting = [output.producer() for graph in walking.graphs(model) for output in graph.outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in read:
+            continue
+        read.add(node)
+        if not walking.is_standard(node, *walking.SHAPE_READERS):
+            waiting += [value.producer() for value in node.inputs if value is not None]
+    return frozenset(name for node, name in names.items() if node not in read)
 
 
 class _Reader:

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx.operator_schemas import normalize_function
 
 from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm
+from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.casting import converted_tensor
 from bnfold.frontends.torch.constants import with_dtype
 from bnfold.frontends.torch.places import module_type
@@ -41,7 +42,7 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 def evidence(program: ExportedProgram) -> Evidence:
     """The constant parameters of every batch norm, linear and elementwise operator, by node name."""
     values = _Values(program)
-    found = Evidence({}, {}, {})
+    found = Evidence({}, {}, {}, _unread(program.graph))
     for node in program.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -82,10 +83,10 @@ def _affine(name: str, arguments: dict[str, Any], values: _Values) -> StoredAffi
     """An elementwise operator with one constant operand: a tensor, or a number written in the program."""
     name = name.removesuffix("_")
     if name in ("neg", "negative"):
-        return StoredAffine("neg", None) if values.get(arguments.get("self")) is None else None
+        return StoredAffine("neg", None) if values.get(arguments.get("input")) is None else None
     if name not in _ELEMENTWISE or arguments.get("alpha", 1) != 1 or arguments.get("rounding_mode") is not None:
         return None
-    constants = [_constant(arguments.get(key), values) for key in ("self", "other")]
+    constants = [_constant(arguments.get(key), values) for key in ("input", "other")]
     if (constants[0] is None) == (constants[1] is None):
         return None
     op, constant = next(pair for pair in zip(_ELEMENTWISE[name], constants, strict=True) if pair[1] is not None)
@@ -124,7 +125,7 @@ def _constant(argument: Any, values: _Values) -> Stored | None:
 
 def _linear(name: str, arguments: dict[str, Any], values: _Values) -> StoredLinear | None:
     if name in ("linear", "addmm", "mm", "matmul"):
-        keys = {"linear": ("weight", "bias"), "addmm": ("mat2", "self"), "mm": ("mat2", ""), "matmul": ("other", "")}
+        keys = {"linear": ("weight", "bias"), "addmm": ("mat2", "input"), "mm": ("mat2", ""), "matmul": ("other", "")}
         layout: Literal["conv", "conv_transpose", "matmul", "linear"] = "linear" if name == "linear" else "matmul"
     elif "conv" in name and "weight" in arguments:
         keys = {name: ("weight", "bias")}
@@ -191,13 +192,28 @@ def _exact(value: Any, view: bool) -> Any:
 
 def _written(graph: fx.Graph) -> Iterator[fx.Node]:
     for node in graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        names = [argument.name for argument in node.target._schema.arguments]
-        given = dict(zip(names, node.args, strict=False)) | node.kwargs
-        updates = given.get("training", given.get("use_input_stats", "with_update" in str(node.target))) is not False
-        for argument in node.target._schema.arguments:
-            statistic = argument.name in ("running_mean", "running_var")
-            writes = updates if statistic else argument.alias_info is not None and argument.alias_info.is_write
-            if writes and isinstance(value := given.get(argument.name), fx.Node):
-                yield value
+        yield from _written_by(node)
+
+
+def _written_by(node: fx.Node) -> Iterator[fx.Node]:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    updates = given.get("training", given.get("use_input_stats", "with_update" in str(node.target))) is not False
+    for argument in node.target._schema.arguments:
+        statistic = argument.name in ("running_mean", "running_var")
+        writes = updates if statistic else argument.alias_info is not None and argument.alias_info.is_write
+        if writes and isinstance(value := given.get(argument.name), fx.Node):
+            yield value
+
+
+def _unread(graph: fx.Graph) -> frozenset[str]:
+    """The nodes whose values reach neither a result nor anything that writes or checks."""
+    read: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in read or node.is_impure() or any(_written_by(node)):
+            read.add(node)
+            if not reads_shape_only(node):
+                read.update(node.all_input_nodes)
+    return frozenset(node.name for node in graph.nodes if node not in read)

@@ -1,0 +1,70 @@
+"""Random torch graphs in short; `python tests/random_torch.py` and `--faults` are the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from random_torch import CHECKS, FAULTS, MIX, Called, Recording, check_many, graphs_until_found, run
+from random_torch_graphs import draw
+
+FOUND_SOON = ("cat hands its slices to the wrong inputs", "affines composed the wrong way round")
+
+
+def test_a_seed_always_draws_the_same_graph() -> None:
+    one, other = draw(3), draw(3)
+    assert one.module.code == other.module.code
+    assert all((a == b).all() for a, b in zip(one.inputs[0], other.inputs[0], strict=True))
+
+
+def test_a_recorded_program_computes_what_its_graph_does_and_states_every_size() -> None:
+    drawn = draw(0)
+    recording = Recording(drawn.module)
+    made = run(recording, drawn.inputs[0]).outputs
+    program = recording.program
+    for module in (drawn.module, Called(program), program.module()):
+        assert all(torch.equal(a, b) for a, b in zip(made, run(module, drawn.inputs[0]).outputs, strict=True))
+    sizes = [
+        size for node in program.graph.nodes if "val" in node.meta for size in getattr(node.meta["val"], "shape", ())
+    ]
+    assert sizes
+    assert all(type(size) is int for size in sizes)
+
+
+@pytest.mark.parametrize(("dialect", "count"), [("module", 12), ("examples", 6), ("program", 4)])
+def test_folding_a_random_graph_computes_nothing_else(dialect: str, count: int) -> None:
+    tally = check_many(range(count), dialect)
+    assert not tally.wrong, "\n".join(tally.wrong)
+    assert tally.counts[dialect] > 0.9 * count
+    assert tally.reasons.total() > count / 2
+    if dialect != "module":
+        assert tally.rules.total() > count / 2
+
+
+def test_folding_recorded_graphs_crosses_most_of_what_can_be_crossed_and_computes_nothing_else() -> None:
+    tally = check_many(range(1000, 1080), "recorded")
+    assert not tally.wrong, "\n".join(tally.wrong)
+    assert {"cat", "split", "permute", "add"} <= tally.crossed.keys()
+    for rule in ("into-producer", "into-consumer"):
+        assert tally.rules[f"affine {rule} via"] > 0
+        assert tally.rules[f"norm {rule} via"] > 0
+
+
+@pytest.mark.parametrize("name", FOUND_SOON)
+def test_a_planted_fault_is_found_soon(name: str) -> None:
+    assert graphs_until_found(name, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(4))
+def test_folding_thousands_of_random_graphs_computes_nothing_else(part: int) -> None:
+    tally = check_many(range(1_000_000 + 5000 * part, 1_005_000 + 5000 * part), "mixed")
+    assert set(CHECKS) == set(MIX) <= tally.counts.keys()
+    assert not tally.wrong, "\n".join(tally.wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_every_planted_fault_is_found(name: str) -> None:
+    assert graphs_until_found(name, 600)
