@@ -415,7 +415,8 @@ SPELLINGS = (
     Row(
         "constant divided by x, batch norm behind",
         behind(lambda m, x: m.bn(m.c / x.exp()), c=numbers(*C), bn=bn()),
-        "no-linear-producer",
+        "gated",  # torch reads a quotient of two values, of which the numerator cannot take the shift
+        onnx="no-linear-producer",
     ),
     Row(
         "position embedding",
@@ -1177,7 +1178,13 @@ IN_PLACE = (
         onnx="producer",
     ),
     Row("Python's +=", net(plus_equals, conv=conv(), c=numbers(*C)), "producer"),
-    Row("hook between", hooked(chain(conv(), bn())), "hooked", program="no-linear-producer", onnx="no-linear-producer"),
+    Row(
+        "hook between",
+        hooked(chain(conv(), bn())),
+        "mutated-in-place",  # the hook sees the convolution's result, and may write it
+        program="no-linear-producer",
+        onnx="no-linear-producer",
+    ),
     Row("weight norm", chain(nn.utils.parametrizations.weight_norm(conv()), bn()), "producer"),
 )
 

@@ -207,7 +207,7 @@ def overwritten(b: Builder, value: fx.Node) -> fx.Node:
     return plain(b, scaled)
 
 
-SHAPED: tuple[Op, ...] = (*(branches, pieces, sandwich) * 2, sandwich, overwritten)
+SHAPED: tuple[Op, ...] = (*(branches, pieces, sandwich, overwritten) * 2, sandwich)
 JOIN: tuple[Op, ...] = (joined, joined, residual, gated)
 
 TABLES: dict[str, tuple[Any, ...]] = {

@@ -373,7 +373,7 @@ def written_state(b: Builder, value: fx.Node) -> fx.Node:
         return target
     axis, shape = _per_channel(b, value)
     numbers = b.tensor(*shape, spread=0.1)
-    if b.chance(0.4):
+    if b.chance(0.5):
         stepped = b.call(Stepping(numbers), b.pick(*b.graph.find_nodes(op="placeholder")))
         return b.call(operator.mul, value, b.read(f"{stepped.target}.state"), axis=axis)
     name = f"s{len(b.values)}"

@@ -150,7 +150,7 @@ _PADS = frozenset(name for name in PARAMETERS if name == "pad" or "_pad" in name
 
 LENSES: dict[str, Lens] = {
     **dict.fromkeys(("identity", "detach", "alias", "contiguous", "clone"), _identity),
-    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _dropout),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"), _dropout),
     **dict.fromkeys(("to", "_to_copy", "float", "half", "double", "bfloat16"), _cast),
     **dict.fromkeys(("relu", "leaky_relu", "prelu"), _rectifier),
     **SHAPING,

@@ -28,14 +28,15 @@ _UPSAMPLED = (
 )
 
 _SIGNATURES: dict[str, str] = {
-    **dict.fromkeys(
-        ("relu", "hardtanh", "neg", "negative", "detach", "alias", "t", "mT", "numpy_T", "identity"), "input"
-    ),
+    **dict.fromkeys(("relu", "neg", "negative", "detach", "alias", "t", "mT", "numpy_T", "identity"), "input"),
     **dict.fromkeys(("float", "half", "double", "bfloat16", "contiguous", "clone"), "input memory_format"),
     "relu": "input inplace",
     "leaky_relu": "input negative_slope inplace",
     "prelu": "input weight",
-    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), "input p training inplace"),
+    **dict.fromkeys(
+        ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"),
+        "input p training inplace",
+    ),
     **dict.fromkeys(("to", "_to_copy"), _CAST),
     **dict.fromkeys(("add", "sub", "subtract", "rsub"), "input other alpha"),
     **dict.fromkeys(("mul", "multiply", "div", "true_divide", "truediv", "matmul"), "input other"),
