@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from bnfold.algebra import ChannelAffine
 from bnfold.graph import Affines, Asked, Reason
+from bnfold.origin import names_of
 
 Size = int | str | None
 Shape = tuple[Size, ...]
@@ -216,7 +217,7 @@ class Concat:
         known = [affine for affine in affines if affine is not None]
         if not known:
             return (None,)
-        alike = len(known) == len(affines) and all(affine.same_as(known[0]) for affine in known)
+        alike = len(known) == len(affines) and all(_twins(affine, known[0]) for affine in known)
         if alike and known[0].axis != self.axis:
             return (known[0],)
         if any(affine.axis not in (None, self.axis) for affine in known):
@@ -228,6 +229,12 @@ class Concat:
         ):
             return Reason.AXIS_UNKNOWN
         return (ChannelAffine.stacked(list(zip(affines, sizes, strict=True)), self.axis),)
+
+
+def _twins(one: ChannelAffine, other: ChannelAffine) -> bool:
+    """Whether both are one map of the same affines: equal numbers of others have to be accounted for themselves."""
+    names = [each.origin and names_of(each.origin) for each in (one, other)]
+    return one.same_as(other) and names[0] == names[1]
 
 
 @dataclass(frozen=True, eq=False)
