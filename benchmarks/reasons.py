@@ -25,7 +25,7 @@ import onnx_ir as ir
 from zoo import HERE, MODELS, Failed, process
 
 import bnfold
-from bnfold.folding import FoldReport, Outcome
+from bnfold.outcome import FoldReport, Outcome
 
 # A blocker does not say by which input it is crossed; all that it can be is tried.
 TRIALS_AT_MOST = 24

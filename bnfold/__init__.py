@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bnfold.errors import NotEquivalent as NotEquivalent
     from bnfold.errors import NoVerdict as NoVerdict
     from bnfold.errors import Rejected as Rejected
-    from bnfold.folding import FoldReport as FoldReport
     from bnfold.graph import Reason as Reason
+    from bnfold.outcome import FoldReport as FoldReport
 
 _HOMES = {
     "bnfold.api": ("Folded", "bench", "check", "export", "fold", "inspect", "load", "save"),

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.origin import Chain, Joined, Leaf, Origin, Part, Stack
+from bnfold.window import Window
 
 Array = NDArray[np.float64]
 
@@ -163,6 +164,7 @@ class LinearOp:
     composed since, in order. `source` names the tensors and grows with every step: two operators with an equal `source`
     have equal parameters. `bordered` says that some outputs see only a part of the kernel (padding, any transposed
     convolution wider than one tap), so that a constant added to the input is not a constant added to the output.
+    `window` says where the taps sit; None where that is not known.
     """
 
     in_channels: int
@@ -174,6 +176,7 @@ class LinearOp:
     source: tuple[object, ...]
     stored: Callable[[], Parameters]
     steps: tuple[Callable[[Parameters], Parameters], ...] = ()
+    window: Window | None = None
 
     def evaluate(self) -> Parameters:
         """The parameters with everything that was composed."""

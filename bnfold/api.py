@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from bnfold import pipeline
 from bnfold.dialects import dialect_of
 from bnfold.errors import UsageError
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.loading import Source
 from bnfold.loading import load as load_file
+from bnfold.outcome import FoldReport
 from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_models
 from bnfold.verify.compare import Tolerance

@@ -17,8 +17,9 @@ from typing import Any
 from bnfold import saving
 from bnfold.errors import Rejected, UsageError
 from bnfold.evidence import Evidence
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.model import ModelFacts, Runner, Signature
+from bnfold.outcome import FoldReport
 from bnfold.run import RunOptions
 
 

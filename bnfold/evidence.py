@@ -37,13 +37,24 @@ class StoredAffine:
 
 
 @dataclass(frozen=True)
+class StoredWindow:
+    """The attributes of a convolution, each with one entry per spatial axis; `before` and `after` count padding."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StoredLinear:
     """The parameters of one linear operator in its stored layout and dtype.
 
     `conv`: weight `(out, in / groups, *kernel)`. `conv_transpose`: `(in, out / groups, *kernel)`.
     `matmul`: `(in, out)`. `linear`: `(out, in)`. `alpha` and `beta` scale weight and bias when the operator runs
     (Gemm); `bias` broadcasts to `(out,)`, None where there is none. `added` is the elementwise operator that adds it,
-    where that one may have been taken for an affine of its own.
+    where that one may have been taken for an affine of its own. `window` is that of a convolution, None where its
+    attributes do not tell.
     """
 
     layout: Literal["conv", "conv_transpose", "matmul", "linear"]
@@ -53,6 +64,15 @@ class StoredLinear:
     alpha: float = 1.0
     beta: float = 1.0
     added: str | None = None
+    window: StoredWindow | None = None
+
+
+@dataclass(frozen=True)
+class StoredOperands:
+    """The constants that any other operator reads, by the number of the input."""
+
+    op: str
+    operands: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,3 +83,4 @@ class Evidence:
     linears: dict[str, StoredLinear]
     affines: dict[str, StoredAffine] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
+    others: dict[str, StoredOperands] = field(default_factory=dict)

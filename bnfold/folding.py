@@ -7,251 +7,41 @@ round after each fold.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Generic, Literal
+from typing import Literal
 
-from bnfold.algebra import ChannelAffine, LinearOp
-from bnfold.errors import PolicyViolation
-from bnfold.graph import Graph, N, Reading, Reason, Refusal, SharedWeight, Site, Use, V
+from bnfold.algebra import ChannelAffine
+from bnfold.combining import cancellation, work
+from bnfold.graph import Graph, N, Reading, Reason, Refusal, Site, V
 from bnfold.lowering import lowered
-from bnfold.origin import Origin
-from bnfold.rules import RULES, Rule, Side, Step, Taken
+from bnfold.merging import MERGES, Merge
+from bnfold.outcome import Absorbed, Combined, Copied, FoldReport, Merged, Outcome, Term, Unmerged
+from bnfold.plan import Plan
+from bnfold.rules import RULES, Rule, Step, Taken
 
 
 @dataclass(frozen=True)
 class FoldOptions:
-    """Which affines may fold (globs over node or module path), how much the parameters may grow by copies, and whether
-    a batch norm that stays is kept as it is or becomes a product and a sum."""
+    """Which affines may fold (globs over node or module path), how much the parameters may grow by copies, whether a
+    batch norm that stays is kept as it is or becomes a product and a sum, and whether linear operators are merged."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_growth: float = 1.10
     leftover: Literal["keep", "affine"] = "keep"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one affine. `into` are the operators that took it, `via` those it crossed on the way there;
-    `refusal` says why it stays. `is_norm` tells a batch norm from any other affine. `copied_bytes` is what copies of
-    shared weights added for its sake, each copy counted once, for the first affine that needed it. `lowered_to` are the
-    nodes that do what is left of a batch norm that stays; where it is only `partly` left, `into` took in its scale."""
-
-    site: Site
-    channels: int | None
-    axis: int | None
-    rule: str | None
-    into: tuple[Site, ...]
-    refusal: Refusal | None
-    via: tuple[Site, ...] = ()
-    is_norm: bool = True
-    copied_bytes: int = 0
-    lowered_to: tuple[str, ...] = ()
-
-    @property
-    def folded(self) -> bool:
-        return self.refusal is None
-
-    @property
-    def partly(self) -> bool:
-        """Whether its scale folded and its shift stays."""
-        return self.refusal is not None and self.rule is not None
-
-    @property
-    def lowered(self) -> bool:
-        """Whether what stays of it is no batch norm any more."""
-        return bool(self.lowered_to)
-
-
-@dataclass(frozen=True, eq=False)
-class Absorbed:
-    """One affine that the operator of this name took in, in front of it or behind it; None where it does nothing."""
-
-    operator: str | None
-    side: Side
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class Copied:
-    """A shared weight that these operators do not share any more, and the bytes that this added."""
-
-    operators: tuple[Site, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class FoldReport:
-    """One row per affine of the model, in topological order; `absorbed` is what was composed, in order;
-    `copies` are the weights that were shared and are not any more.
-
-    `folded`, `left` and `raise_if_unfolded` speak of batch norms; other affines have rows of their own.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    absorbed: tuple[Absorbed, ...] = ()
-    copies: tuple[Copied, ...] = ()
-
-    @property
-    def norms(self) -> tuple[Outcome, ...]:
-        """The rows of the batch norms."""
-        return tuple(outcome for outcome in self.outcomes if outcome.is_norm)
-
-    @property
-    def folded(self) -> int:
-        return sum(outcome.folded for outcome in self.norms)
-
-    @property
-    def left(self) -> int:
-        return len(self.norms) - self.folded
-
-    def unaccepted(self, accept: Iterable[str] = ()) -> tuple[Outcome, ...]:
-        """The batch norms left for a reason whose code is not in `accept`."""
-        accepted = set(accept)
-        return tuple(o for o in self.norms if o.refusal and o.refusal.reason.code not in accepted)
-
-    def raise_if_unfolded(self, accept: Iterable[str] = ()) -> None:
-        """Raise `PolicyViolation` if a batch norm is left for a reason that `accept` does not name."""
-        if left := self.unaccepted(accept):
-            codes = Counter(o.refusal.reason.code for o in left if o.refusal)
-            found = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-            raise PolicyViolation(f"{len(left)} of {len(self.norms)} batch norms are left: {found}")
-
-    def __repr__(self) -> str:
-        return f"FoldReport({self.folded} of {len(self.norms)} batch norms folded)"
-
-
-@dataclass
-class Plan(Generic[N, V]):
-    """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched.
-
-    `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
-
-    `kept` are affines that must stay as they are.
-    """
-
-    graph: Graph[N, V]
-    kept: Set[N] = frozenset()
-    pending: dict[N, LinearOp] = field(default_factory=dict)
-    gone: dict[N, Step[N]] = field(default_factory=dict)
-    taken: list[Taken[N]] = field(default_factory=list)
-    lowered: dict[N, ChannelAffine] = field(default_factory=dict)
-    partly: dict[N, Step[N]] = field(default_factory=dict)
-    _readings: dict[N, Reading] = field(default_factory=dict)
-
-    def affines(self) -> Sequence[N]:
-        return self.graph.affines()
-
-    def is_norm(self, node: N) -> bool:
-        return self.graph.is_norm(node)
-
-    def position(self, node: N) -> int:
-        return self.graph.position(node)
-
-    def site(self, node: N) -> Site:
-        return self.graph.site(node)
-
-    def data(self, node: N) -> V:
-        """The value the node reads, behind every affine that vanished."""
-        return self._behind(self.graph.data(node))
-
-    def inputs(self, node: N) -> Sequence[V]:
-        return [self._behind(value) for value in self.graph.inputs(node)]
-
-    def outputs(self, node: N) -> Sequence[V]:
-        return self.graph.outputs(node)
-
-    def result(self, node: N) -> V:
-        return self.graph.result(node)
-
-    def producer(self, value: V) -> N | None:
-        return self.graph.producer(value)
-
-    def uses(self, value: V) -> Sequence[Use[N] | Reason]:
-        """The readers of the value and of every vanished affine that reads it."""
-        found: list[Use[N] | Reason] = []
-        values = [value]
-        for current in values:
-            for use in self.graph.uses(current):
-                if not isinstance(use, Reason) and use[0] in self.gone:
-                    values.append(self.graph.result(use[0]))
-                else:
-                    found.append(use)
-        return found
-
-    def _behind(self, value: V) -> V:
-        while (maker := self.graph.producer(value)) is not None and maker in self.gone:
-            value = self.graph.data(maker)
-        return value
-
-    def read(self, node: N) -> Reading:
-        if node in self.pending:
-            return self.pending[node]
-        return Reason.NOT_LINEAR if node in self.kept or node in self.lowered else self.original(node)
-
-    def original(self, node: N) -> Reading:
-        """What the node is in the graph that is not touched."""
-        if node not in self._readings:
-            self._readings[node] = self.graph.read(node)
-        return self._readings[node]
-
-    def fits(self, node: N, op: LinearOp) -> Reason | None:
-        return self.graph.fits(node, op)
-
-    def inserts(self, node: N, op: LinearOp) -> bool:
-        return self.graph.inserts(node, op)
-
-    def shared(self, node: N) -> SharedWeight | None:
-        return self.graph.shared(node)
-
-    def parameter_bytes(self) -> int:
-        return self.graph.parameter_bytes()
-
-    def lowers(self, node: N, affine: ChannelAffine) -> bool:
-        return self.graph.lowers(node, affine)
-
-    def accept(self, step: Step[N]) -> None:
-        """Take a decision into the plan."""
-        self.pending.update(step.writes)
-        self.gone.update(dict.fromkeys(step.affines, step))
-        self.taken.extend(step.taken)
-
-    def lower(self, node: N, rest: ChannelAffine, step: Step[N] | None) -> None:
-        """Let a batch norm stay as the affine `rest`, once a step has taken its scale, if one has."""
-        self.lowered[node] = rest
-        if step is not None:
-            self.partly[node] = step
-            self.pending.update(step.writes)
-            self.taken.extend(step.taken)
-
-    def copies(self) -> dict[Hashable, int]:
-        """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes."""
-        rewritten: dict[SharedWeight, list[object]] = {}
-        for node, op in self.pending.items():
-            if weight := self.graph.shared(node):
-                rewritten.setdefault(weight, []).append(op.source)
-        return {
-            weight.key: weight.nbytes * (len(set(versions)) - (len(versions) == weight.readers))
-            for weight, versions in rewritten.items()
-        }
-
-    def commit(self) -> dict[str, tuple[str, ...]]:
-        """The only caller of the verbs: each operator is written once, then each vanished affine is bypassed, then what
-        stays is lowered; by the name of the batch norm, those of the nodes that it became."""
-        for node, op in self.pending.items():
-            self.graph.write(node, op)
-        for node in self.gone:
-            self.graph.bypass(node)
-        return {self.site(node).name: self.graph.lower(node, rest) for node, rest in self.lowered.items()}
+    merge: Literal["auto", "never"] = "never"
 
 
 def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport:
-    """Fold every affine of the graph that can be folded exactly, in place, and say what became of each."""
-    refused = {node: Refusal(Reason.EXCLUDED) for node in graph.affines() if not _wanted(graph.site(node), options)}
+    """Fold every affine of the graph that can be folded exactly, and merge linear operators, in place; and say what
+    became of each."""
+    refused: dict[N, Refusal] = {
+        node: Refusal(Reason.EXCLUDED) for node in graph.affines() if not _wanted(graph.site(node), options)
+    }
     while True:
-        plan, refusals = decide(graph, refused)
+        plan, refusals = decide(graph, refused, merge=options.merge == "auto")
         over = _over_budget(plan, options.max_growth)
         if not over:
             break
@@ -265,7 +55,9 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
     )
 
 
-def decide(graph: Graph[N, V], refused: Mapping[N, Refusal]) -> tuple[Plan[N, V], dict[N, Refusal]]:
+def decide(
+    graph: Graph[N, V], refused: Mapping[N, Refusal], *, merge: bool = False
+) -> tuple[Plan[N, V], dict[N, Refusal]]:
     """The fixpoint of the rules, nothing touched: the plan, and why each affine outside it stays.
 
     Affines enter producers first to last and consumers last to first, so that a chain settles in one round.
@@ -273,11 +65,12 @@ def decide(graph: Graph[N, V], refused: Mapping[N, Refusal]) -> tuple[Plan[N, V]
     plan = Plan(graph, refused.keys())
     order = [node for node in graph.affines() if node not in refused]
     while True:
-        settled = len(plan.gone)
+        settled = len(plan.gone), len(plan.taken)
         upstream, downstream = (
             _try_rule(plan, rule, way) for rule, way in zip(RULES, (order, order[::-1]), strict=True)
         )
-        if len(plan.gone) == settled:
+        plan.unmerged = _try_merges(plan) if merge else {}
+        if (len(plan.gone), len(plan.taken)) == settled:
             break
     left = {node: _explained(plan, node, (upstream[node], downstream[node])) for node in order if node not in plan.gone}
     return plan, {**refused, **left}
@@ -294,6 +87,18 @@ def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refus
             refusals[node] = answer
         else:
             plan.accept(answer)
+    return refusals
+
+
+def _try_merges(plan: Plan[N, V]) -> dict[N, Refusal]:
+    """Merge what can be merged; why the rest cannot, by the addition or operator where it was tried."""
+    refusals = {}
+    for rule in MERGES:
+        for node in plan.joins():
+            while isinstance(answer := rule(plan, node), Merge) and answer.into not in plan.kept:
+                plan.merge(answer)
+            if isinstance(answer, Refusal):
+                refusals[node] = answer
     return refusals
 
 
@@ -355,9 +160,11 @@ def _over_budget(plan: Plan[N, V], max_growth: float) -> set[N]:
     if sum(copies.values()) <= max(max_growth - 1, 0) * plan.parameter_bytes():
         return set()
     costliest = max(copies, key=lambda key: copies[key])
-    return {
+    merges = [taken.into for taken in plan.taken if isinstance(taken, Merge)]
+    steps = {
         node for node, step in plan.gone.items() if any(_reads(plan, writer, costliest) for writer, _ in step.writes)
     }
+    return steps | {node for node in merges if _reads(plan, node, costliest)}
 
 
 def _reads(plan: Plan[N, V], node: N, key: Hashable) -> bool:
@@ -380,7 +187,7 @@ def _report(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> FoldReport:
             channels=affine.channels if isinstance(affine, ChannelAffine) else None,
             axis=affine.axis if isinstance(affine, ChannelAffine) else None,
             rule=step.rule if step else None,
-            into=tuple(plan.site(writer) for writer, _ in step.writes) if step else (),
+            into=tuple(dict.fromkeys(plan.site(plan.taker(writer)) for writer, _ in step.writes)) if step else (),
             refusal=None if node in plan.gone else refusals[node],
             via=tuple(plan.site(crossed) for crossed in step.via) if step else (),
             is_norm=plan.is_norm(node),
@@ -392,8 +199,45 @@ def _report(plan: Plan[N, V], refusals: Mapping[N, Refusal]) -> FoldReport:
         for key, nbytes in copies.items()
         if nbytes
     )
-    absorbed = tuple(
-        Absorbed(None if taken.node is None else plan.site(taken.node).name, taken.side, taken.origin)
-        for taken in plan.taken
+    return FoldReport(
+        tuple(outcome(node) for node in plan.affines()),
+        tuple(_absorbed(plan, taken) for taken in plan.taken),
+        parted,
+        tuple(_merged(plan, taken) for taken in plan.taken if isinstance(taken, Merge)),
+        tuple(Unmerged(plan.site(node), refusal) for node, refusal in plan.unmerged.items()),
     )
-    return FoldReport(tuple(outcome(node) for node in plan.affines()), absorbed, parted)
+
+
+def _absorbed(plan: Plan[N, V], taken: Taken[N] | Merge[N]) -> Absorbed | Combined:
+    if isinstance(taken, Taken):
+        return Absorbed(None if taken.node is None else plan.site(taken.node).name, taken.side, taken.origin)
+    terms = tuple(
+        Term(part.sign, None if part.operator is None else plan.site(part.operator).name, part.affine)
+        for part in taken.parts
+    )
+    return Combined(plan.site(taken.into).name, terms, serial=taken.rule == "merge-serial")
+
+
+def _merged(plan: Plan[N, V], merge: Merge[N]) -> Merged:
+    """A merge in the user's words, with what it saved."""
+    sums = tuple(dict.fromkeys(node for node, _ in merge.drops))
+    extent, serial = plan.graph.extent(plan.graph.result(merge.into)), merge.rule == "merge-serial"
+    affines = [plan.original(node) for node in merge.affines]
+    kept = [work(part.op) for part in merge.parts if part.operator is not None]
+    values = len(merge.operators) + len(affines) + (0 if serial else len(sums))
+    return Merged(
+        rule=merge.rule,
+        into=plan.site(merge.into),
+        nodes=tuple(plan.site(node) for node in (*merge.operators, *merge.affines, *sums)),
+        macs_saved=None if extent is None else merge.saved * extent.numbers // merge.op.out_channels,
+        parameters_saved=sum(kept) + sum(_numbers(plan, node) for node in merge.affines) - work(merge.op),
+        activation_bytes_saved=None if extent is None or serial else values * extent.nbytes,
+        cancellation=None if serial else cancellation([part.op for part in merge.parts], merge.op),
+    )
+
+
+def _numbers(plan: Plan[N, V], node: N) -> int:
+    """How many numbers an affine stores: a batch norm four per channel."""
+    affine = plan.original(node)
+    assert isinstance(affine, ChannelAffine), "an affine that was merged was read"
+    return affine.channels * (4 if plan.is_norm(node) else 1)

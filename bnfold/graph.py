@@ -172,6 +172,16 @@ class Reason(Enum):
         "the operators that would take it in need as many new nodes for a bias as would vanish",
         "give these operators a bias, or leave it",
     )
+    WINDOWS_DIFFER = (
+        "windows-differ",
+        "the branches differ in stride, output size or padding, or the size decides what their taps see",
+        "nothing to do without changing the network",
+    )
+    MORE_WORK = (
+        "more-work",
+        "one operator in the place of both would need more multiply-adds",
+        "nothing to do: merging would make the model slower",
+    )
     NOT_READ = (
         "not-read",
         "nothing reads its output",
@@ -261,6 +271,14 @@ class SharedWeight:
     readers: int
 
 
+@dataclass(frozen=True)
+class Extent:
+    """The size of a value in numbers and in bytes."""
+
+    numbers: int
+    nbytes: int
+
+
 class View(Protocol[N, V]):
     """A graph as rules see it. A node that is no affine, linear operator or passage is opaque, never an error."""
 
@@ -316,6 +334,12 @@ class View(Protocol[N, V]):
     def parameter_bytes(self) -> int:
         """The bytes of all stored tensors; what `max_growth` is measured against."""
 
+    def extent(self, value: V) -> Extent | None:
+        """How large a value is at batch 1; None where a size is not known."""
+
+    def joins(self) -> Sequence[N]:
+        """Every addition and every linear operator, in topological order: what might be merged."""
+
     def lowers(self, node: N, affine: ChannelAffine) -> bool:
         """Whether `lower` could write this affine: the rank of the data is known, and its type holds the numbers."""
 
@@ -327,7 +351,11 @@ class Graph(View[N, V], Protocol[N, V]):
         """Give the node the parameters of `op`, rounded once; a parameter that other nodes read is copied."""
 
     def bypass(self, node: N) -> None:
-        """Let every reader of the node's result read its data instead, and remove the node."""
+        """Let every reader of the node's result read its data instead, and remove the node: an affine, an operator that
+        does nothing, or a linear operator that another one has taken in."""
+
+    def drop(self, node: N, ports: tuple[int, ...]) -> None:
+        """Remove these terms of a sum, and what only they have read; a sum with one term left vanishes."""
 
     def lower(self, node: N, affine: ChannelAffine) -> tuple[str, ...]:
         """Put a product, a sum, or both in the place of a batch norm, rounded once; the names of the new nodes."""

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from bnfold import saving
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
 from bnfold.errors import GateMissed, Rejected, UsageError
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.graph import Reason
 from bnfold.loading import Loaded, Source, load, sha256
 from bnfold.loading.suggestions import command
+from bnfold.outcome import FoldReport
 from bnfold.programs import as_program
 from bnfold.reports.findings import findings
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions

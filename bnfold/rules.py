@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, cast
 
 from bnfold.algebra import ChannelAffine, LinearOp
 from bnfold.graph import Affines, Asked, N, Passage, Reading, Reason, Refusal, Use, V, View
@@ -67,8 +67,8 @@ class Draft(Generic[N, V]):
     """What one attempt has decided so far.
 
     `obstacles` is None where the attempt ends at the first refusal. Else it goes on as if the blocker were an Identity,
-    or, where it only reads a value that would change, as if it did not; and the refusal is noted. `asked` counts the
-    questions of an attempt and of all that were tried within it.
+    or, where it only reads a value that would change, as if it did not; and the refusal is noted. `wires` and `absent`
+    are the nodes so taken. `asked` counts the questions of an attempt and of all that were tried within it.
     """
 
     graph: View[N, V]
@@ -78,9 +78,11 @@ class Draft(Generic[N, V]):
     taken: list[Taken[N]] = field(default_factory=list)
     obstacles: list[Refusal] | None = None
     asked: list[int] = field(default_factory=lambda: [0])
+    wires: set[N] = field(default_factory=set)
+    absent: set[N] = field(default_factory=set)
 
     def read(self, node: N) -> Reading:
-        if self._is_wire(node):
+        if node in self.wires:
             return Wire(len(self.graph.inputs(node)), len(self.graph.outputs(node)))
         return self.writes.get(node) or self.graph.read(node)
 
@@ -88,30 +90,29 @@ class Draft(Generic[N, V]):
         uses = self.graph.uses(value)
         if not self.obstacles:
             return uses
-        absent = [refusal.node for refusal in self.obstacles if _is_reader(refusal)]
-        there = [use for use in uses if isinstance(use, Reason) or use[0] not in absent]
-        return [(use[0], 0) if not isinstance(use, Reason) and self._is_wire(use[0]) else use for use in there]
-
-    def _is_wire(self, node: N) -> bool:
-        return any(refusal.node == node and not _is_reader(refusal) for refusal in self.obstacles or ())
+        there = [use for use in uses if isinstance(use, Reason) or use[0] not in self.absent]
+        return [(use[0], 0) if not isinstance(use, Reason) and use[0] in self.wires else use for use in there]
 
     def suppose(self, refusal: Refusal) -> bool:
         """Go on without this obstacle, if that is what was asked and it is one that could go."""
         if self.obstacles is None or refusal.node is None or len(self.obstacles) >= MOST_OBSTACLES:
             return False
-        if any(known.node == refusal.node and _is_reader(known) == _is_reader(refusal) for known in self.obstacles):
+        node, known = cast(N, refusal.node), self.absent if refusal.reason is Reason.SHARED_OUTPUT else self.wires
+        if node in known:
             return False
+        known.add(node)
         self.obstacles.append(refusal)
         return True
 
     def copy(self) -> Draft[N, V]:
         lists = (list(self.vanished), list(self.via), list(self.taken))
         obstacles = None if self.obstacles is None else list(self.obstacles)
-        return Draft(self.graph, dict(self.writes), *lists, obstacles, self.asked)
+        return Draft(self.graph, dict(self.writes), *lists, obstacles, self.asked, set(self.wires), set(self.absent))
 
     def become(self, other: Draft[N, V]) -> None:
         """Take the decisions of an attempt that succeeded."""
         self.writes, self.vanished, self.via, self.taken = other.writes, other.vanished, other.via, other.taken
+        self.wires, self.absent = other.wires, other.absent
         if self.obstacles is not None:
             self.obstacles[:] = other.obstacles or ()
 
@@ -154,11 +155,6 @@ class Draft(Generic[N, V]):
 
     def refuse(self, reason: Reason, node: N) -> Refusal:
         return Refusal(reason, self.graph.site(node).name, node)
-
-
-def _is_reader(refusal: Refusal) -> bool:
-    """Whether the blocker is in the way by reading, not by what it computes."""
-    return refusal.reason is Reason.SHARED_OUTPUT
 
 
 Obstacles = list[Refusal] | None

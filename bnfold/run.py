@@ -18,8 +18,8 @@ from bnfold.errors import UsageError
 
 if TYPE_CHECKING:
     from bnfold.benchmark import Benchmark
-    from bnfold.folding import FoldReport
     from bnfold.model import ModelFacts
+    from bnfold.outcome import FoldReport
     from bnfold.verify.result import Verification
 
 _log = logging.getLogger("bnfold")

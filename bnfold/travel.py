@@ -45,7 +45,8 @@ class Same:
 
     Values are mixed along the axes `mixed` (by weights that sum to one); every number in `fixes` must be mapped to
     itself, since the operator puts it in or bends there; `positive` asks for scales above zero, for the order of values
-    must stay. `kept` are the input axes that the output has, None for all. `because` is said where that fails.
+    must stay. `kept` are the input axes that the output has, None for all. `because` is said where that fails. One that
+    is `idle` gives what it is given.
     """
 
     mixed: frozenset[int] = frozenset()
@@ -53,6 +54,7 @@ class Same:
     positive: bool = False
     kept: tuple[int, ...] | None = None
     because: Reason = Reason.NOT_LINEAR
+    idle: bool = False
 
     def upstream(self, port: int, affine: ChannelAffine) -> Asked | Reason:
         if affine.axis is None or self.kept is None:
@@ -331,6 +333,10 @@ class Sum:
 
     shapes: tuple[Shape | None, ...]
     signs: tuple[int, ...]
+
+    def only(self, ports: Sequence[int]) -> Sum:
+        """The sum of some of its terms."""
+        return Sum(tuple(self.shapes[port] for port in ports), tuple(self.signs[port] for port in ports))
 
     def upstream(self, port: int, affine: ChannelAffine) -> Asked | Reason:
         every: Affines = (None,) * len(self.signs)

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from bnfold.dialects import Dialect
 from bnfold.errors import NotEquivalent, NoVerdict
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.model import Runner
+from bnfold.outcome import FoldReport
 from bnfold.run import CheckOptions, RunOptions
 from bnfold.verify.check import CheckPlan, Level, Records, Subject, Tolerance, check_export, check_fold, check_pair
 from bnfold.verify.inputs import parse_dim, parse_input

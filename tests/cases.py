@@ -415,8 +415,7 @@ SPELLINGS = (
     Row(
         "constant divided by x, batch norm behind",
         behind(lambda m, x: m.bn(m.c / x.exp()), c=numbers(*C), bn=bn()),
-        "gated",  # torch reads a quotient of two values, of which the numerator cannot take the shift
-        onnx="no-linear-producer",
+        "no-linear-producer",
     ),
     Row(
         "position embedding",
@@ -1181,7 +1180,7 @@ IN_PLACE = (
     Row(
         "hook between",
         hooked(chain(conv(), bn())),
-        "mutated-in-place",  # the hook sees the convolution's result, and may write it
+        "hooked",
         program="no-linear-producer",
         onnx="no-linear-producer",
     ),

@@ -7,7 +7,8 @@
 Every model is executed in float64 as it was built and as it was folded, on inputs of several sizes, by an interpreter
 of its own (`numpy_onnx.py`). It is folded in the type it has and as doubles: then no rounding hides an error. Beyond
 equal results: the caller's model keeps every byte, its inputs and outputs their names, every batch norm has an outcome,
-no operator is added, folding again changes nothing, and neither names nor the order of nodes matter.
+the certificate derives every new number again, no operator is added, folding again changes nothing, and neither names
+nor the order of nodes matter.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ from random_onnx_scope import Undrawable
 
 from bnfold import folding, rules, travel
 from bnfold.algebra import ChannelAffine
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
 from bnfold.frontends.onnx import lenses
+from bnfold.outcome import FoldReport
+from bnfold.verify.certificate import derive
+from bnfold.verify.result import Status
 
 CHUNK = 50
 EXACT, ROUNDED = 1e-9, 1e-3
-EVERY_AGAIN, EVERY_ORDER, EVERY_LOAD = 2, 5, 5
-"""How often a model is folded again, shuffled, and loaded by the runtime: each takes as long as the rest."""
+EVERY_AGAIN, EVERY_ORDER, EVERY_RUN = 2, 5, 5
+"""How often a model is folded again, shuffled, and run by the runtime: each takes as long as the rest."""
 
 
 class Wrong(Exception):
@@ -126,6 +130,7 @@ def examine(drawn: Drawn, seed: int, tally: Tally) -> None:
     tally.note(report)
     proto = frontend.to_proto(folded)
     _demand_order(drawn.model, proto, report)
+    _demand_certified(model, folded, report)
     if dtype in (TensorProto.FLOAT, TensorProto.DOUBLE):
         _compare(proto, runs, EXACT if is_double else ROUNDED)
     if not is_double:
@@ -135,8 +140,8 @@ def examine(drawn: Drawn, seed: int, tally: Tally) -> None:
         _demand_settled(folded, options, report)
     if seed % EVERY_ORDER == 0:
         _demand_same_in_any_order(drawn.model, options, report, seed)
-    if seed % EVERY_LOAD == 0 and dtype == TensorProto.FLOAT and _loads(drawn.model) and not _loads(proto):
-        raise Wrong("the runtime does not load it any more")
+    if seed % EVERY_RUN == 0 and dtype == TensorProto.FLOAT and _runs(drawn.model, drawn) and not _runs(proto, drawn):
+        raise Wrong("the runtime does not run it any more")
 
 
 def _rounds(model: onnx.ModelProto) -> bool:
@@ -169,6 +174,13 @@ def _demand_order(before: onnx.ModelProto, after: onnx.ModelProto, report: FoldR
     norms = sum(node.op_type == "BatchNormalization" for node in _nodes(before))
     if len(report.norms) != norms:
         raise Wrong(f"{len(report.norms)} outcomes for {norms} batch norms")
+
+
+def _demand_certified(model: Any, folded: Any, report: FoldReport) -> None:
+    layer = derive(frontend.evidence(model), frontend.evidence(folded), report)
+    nothing_stored = layer.status is Status.SKIPPED and "no operator with stored weights" in layer.because
+    if layer.status is not Status.PASS and not nothing_stored:
+        raise Wrong(f"{layer.layer} {layer.status.value}: {layer.because}")
 
 
 def _demand_settled(folded: Any, options: FoldOptions, report: FoldReport) -> None:
@@ -264,12 +276,17 @@ def check_model(model: onnx.ModelProto) -> None:
         raise Wrong(f"invalid: {str(error).splitlines()[0]}") from error
 
 
-def _loads(model: onnx.ModelProto) -> bool:
+def _runs(model: onnx.ModelProto, drawn: Drawn) -> bool:
+    """Whether the runtime loads and runs it; some of what it cannot run it sees when it loads, if it is a constant."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feed = {port.name: drawn.feeds[0][port.name] for port in session.get_inputs()}
+        session.run(
+            None, {name: each if each.dtype == bool else each.astype(np.float32) for name, each in feed.items()}
+        )
     except Exception:  # of classes that the runtime does not export
         return False
     return True

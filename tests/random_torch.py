@@ -41,9 +41,9 @@ import bnfold
 from bnfold import folding, rules, travel
 from bnfold.algebra import ChannelAffine
 from bnfold.errors import BnfoldError
-from bnfold.folding import FoldReport
 from bnfold.frontends.torch import graph as torch_graph
 from bnfold.frontends.torch import lenses
+from bnfold.outcome import FoldReport
 
 CHUNK = 50
 TOLERANCE = 1e-9

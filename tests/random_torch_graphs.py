@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from random_torch_builder import UNLUCKY, Builder, Op, Unfit
-from random_torch_operators import AFFINE, CHANNELS, IN_PLACE, LINEAR, OPAQUE, plain, written_state
+from random_torch_operators import AFFINE, CHANNELS, IN_PLACE, LINEAR, OPAQUE, plain, shifted, written_state
 from random_torch_passages import PASSAGES, spatial_axes, split
 from torch import Tensor, fx
 
@@ -174,6 +174,19 @@ def branches(b: Builder, value: fx.Node) -> fx.Node:
     return attempt(b, _put_together(b, made, at), AFFINE, 1.0)
 
 
+def terms(b: Builder, value: fx.Node) -> fx.Node:
+    """A sum or difference between linear operators, with affines in front of it or behind."""
+    one, other = plain(b, value), attempt(b, value, OPAQUE, 0.3)
+    if b.shape(one) != b.shape(other):
+        other = plain(b, value, b.shape(one)[b.channel[one] or 0])
+    in_front = b.chance(0.6)
+    if in_front:
+        one, other = (attempt(b, attempt(b, each, OPAQUE, 0.9), (shifted, *AFFINE), 0.8) for each in (one, other))
+    target = b.pick(operator.sub, torch.sub, "sub", torch.rsub, torch.rsub, operator.add)
+    made = b.call(target, *b.pick((one, other), (other, one)), axis=b.channel[one])
+    return plain(b, made) if in_front else attempt(b, made, AFFINE, 1.0)
+
+
 def pieces(b: Builder, value: fx.Node) -> fx.Node:
     """An affine, cut along its channels; each piece goes into a linear operator, or into whatever comes."""
     axis = b.channel[value]
@@ -207,7 +220,7 @@ def overwritten(b: Builder, value: fx.Node) -> fx.Node:
     return plain(b, scaled)
 
 
-SHAPED: tuple[Op, ...] = (*(branches, pieces, sandwich, overwritten) * 2, sandwich)
+SHAPED: tuple[Op, ...] = (*(branches, pieces, sandwich, overwritten, terms) * 2, sandwich)
 JOIN: tuple[Op, ...] = (joined, joined, residual, gated)
 
 TABLES: dict[str, tuple[Any, ...]] = {

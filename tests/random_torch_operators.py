@@ -280,6 +280,11 @@ def layer_scale(b: Builder, value: fx.Node) -> fx.Node:
     return b.call(operator.add, made, b.hold(b.tensor(*shape)), axis=axis) if b.chance(0.4) else made
 
 
+def shifted(b: Builder, value: fx.Node) -> fx.Node:
+    axis, shape = _per_channel(b, value)
+    return b.call(b.pick(operator.add, operator.sub), value, b.hold(b.tensor(*shape)), axis=axis)
+
+
 # opaque and in place
 
 

@@ -19,10 +19,10 @@ from onnx_build import feeds_of
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from bnfold.folding import Outcome
 from bnfold.frontends import onnx as stored
 from bnfold.frontends import torch as frontend
 from bnfold.frontends.torch.export import to_onnx
+from bnfold.outcome import Outcome
 from bnfold.verify.float64 import float64_runner
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, in `program.module()`

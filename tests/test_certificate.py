@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
-from bnfold.folding import Absorbed, FoldReport, Outcome
 from bnfold.frontends.torch.evidence import evidence
 from bnfold.graph import Reason, Refusal, Site
 from bnfold.origin import Chain, Joined, Leaf, Origin, Part, Stack, names_of
+from bnfold.outcome import Absorbed, FoldReport, Outcome
 from bnfold.verify.certificate import derive
 from bnfold.verify.derivation import ulp
 from bnfold.verify.result import Layer, Status
@@ -612,6 +612,16 @@ def test_untouched_operators_must_be_identical() -> None:
     assert status(replace(other, alpha=2.0), kept) is Status.FAIL
     assert status(other, replace(kept, epsilon=1e-3)) is Status.FAIL
     assert status(None, kept) is Status.WARN
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_untouched_operator_is_identical_to_itself_even_where_it_is_no_number(dtype: Any) -> None:
+    touched = case()
+    other = {"other": StoredLinear("linear", np.array([[np.nan, np.inf], [0, 1]]).astype(dtype), None)}
+    original, folded = (
+        replace(found, linears={**found.linears, **other}) for found in (touched.original, touched.folded)
+    )
+    assert derive(original, folded, touched.report).status is Status.PASS
 
 
 def test_a_batch_norm_reported_as_folded_must_be_gone() -> None:

@@ -28,8 +28,8 @@ from bnfold.errors import (
     Rejected,
     UsageError,
 )
-from bnfold.folding import FoldReport, Outcome
 from bnfold.graph import Reason, Refusal, Site
+from bnfold.outcome import FoldReport, Outcome
 from bnfold.run import Run
 
 COMMANDS = ("export", "fold", "inspect", "check", "bench", "explain", "demo")

@@ -36,8 +36,9 @@ from dictionary import (
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp
 from bnfold.errors import Exit, PolicyViolation
-from bnfold.folding import FoldOptions, FoldReport, Outcome, decide, fold
+from bnfold.folding import FoldOptions, decide, fold
 from bnfold.graph import Reason, Refusal, View
+from bnfold.outcome import FoldReport, Outcome
 from bnfold.rules import RULES, Step, into_consumer, into_producer
 
 

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold.errors import UsageError
-from bnfold.folding import FoldOptions, FoldReport, Outcome
+from bnfold.folding import FoldOptions
 from bnfold.folding import fold as fold_graph
 from bnfold.frontends import onnx as frontend
 from bnfold.frontends import torch as torch_frontend
 from bnfold.graph import Reason
+from bnfold.outcome import FoldReport, Outcome
 from bnfold.verify.certificate import derive
 from bnfold.verify.result import Status
 

@@ -34,8 +34,9 @@ from dictionary import (
 from test_travel import numbers_of
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp
-from bnfold.folding import FoldOptions, FoldReport, fold
+from bnfold.folding import FoldOptions, fold
 from bnfold.graph import Reason, Refusal
+from bnfold.outcome import FoldReport
 
 ANY_GROWTH = FoldOptions(max_growth=100.0)
 WIDEST = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -17,11 +18,14 @@ from onnx_build import Net, feeds_of, run64, tensor
 
 from bnfold.algebra import ChannelAffine, LinearOp, Parameters
 from bnfold.errors import EnvironmentFailure, Rejected
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
 from bnfold.frontends.onnx.rounding import rounded
 from bnfold.graph import Reason, Refusal
+from bnfold.outcome import FoldReport
 from bnfold.rules import into_producer
+from bnfold.verify.certificate import derive
+from bnfold.verify.result import Status
 
 Verdict = Reason | None
 Build = Callable[[], onnx.ModelProto]
@@ -525,6 +529,52 @@ def test_unnamed_nodes_and_namesakes_are_called_by_their_output() -> None:
     assert [(o.site.name, o.into[0].name) for o in report.outcomes] == [("a", "conv0"), ("b", "conv2")]
 
 
+def taken_over() -> onnx.ModelProto:
+    """The result of an unnamed Conv takes the name of the output, and so does that of an unnamed Mul that stays."""
+    net = Net()
+    y = net.batch_norm(net.conv("x", 4, 4, name="conv"), 4)
+    z = net.node("Mul", [net.node("Relu", ["x"]), net.constant("half", 0.5 * np.ones((4, 1, 1)))], "mul")
+    net.node("Sub", [z, net.constant("zero", np.zeros(1))], "sub")
+    for node in net.nodes:
+        node.name = "" if node.op_type in ("Conv", "Mul") else node.name
+    return net.model(IMAGE, [y, "sub"])
+
+
+def bereft() -> onnx.ModelProto:
+    """Conv and batch norm have one name; once the batch norm is gone, the Conv has it for itself."""
+    proto = conv_then_bn()
+    for node in proto.graph.node:
+        node.name = "same"
+    return proto
+
+
+@pytest.mark.parametrize("build", [taken_over, bereft, unnamed])
+def test_a_node_is_called_after_the_fold_as_it_was_before(build: Build) -> None:
+    model = frontend.from_proto(build())
+    folded, report = frontend.fold_model(model)
+    before, after = frontend.evidence(model), frontend.evidence(folded)
+    assert after.linears.keys() == before.linears.keys()
+    assert after.affines.keys() == before.affines.keys() - {row.site.name for row in report.outcomes if row.folded}
+    layer = derive(before, after, report)
+    assert layer.status is Status.PASS, layer.because
+
+
+@pytest.mark.parametrize("reader", ["Identity", "Shape"])
+def test_a_batch_norm_whose_contents_nobody_reads_has_its_line(reader: str) -> None:
+    net = Net()
+    y = net.node("Relu", [net.conv("x", 4, 4, name="conv")])
+    seen = net.node(reader, [net.batch_norm(y, 4)])
+    if reader == "Shape":
+        sliced = net.node("Slice", [seen, net.integers("start", 1), net.integers("end", 2)])
+        bias = net.node("Expand", [net.constant("zero", np.zeros(1)), sliced])
+        weight = net.constant("weight", net.numbers(4, 4, 1, 1))
+        y = net.batch_norm(net.node("Conv", [y, weight, bias]), 4, name="second")
+    model = frontend.from_proto(net.model(IMAGE, [y]))
+    folded, report = frontend.fold_model(model)
+    assert report.outcomes[0].site.name == "bn_node"
+    assert sum(node.op_type == "BatchNormalization" for node in folded.graph) == report.left
+
+
 def test_a_matmul_and_its_bias_are_one_node_named_by_the_matmul() -> None:
     _, report = frontend.fold_model(frontend.from_proto(matmul(bias=(5,))))
     assert [site.name for site in report.outcomes[0].into] == ["matmul_node"]
@@ -806,6 +856,102 @@ def test_evidence_of_computed_parameters() -> None:
     zero = frontend.evidence(frontend.from_proto(computed_zero_bias())).linears["first_node"]
     assert zero.bias is not None
     assert zero.bias.tolist() == [0.0] * 4
+
+
+def with_an_unread_branch(asks_for_its_shape: bool) -> onnx.ModelProto:
+    """Two Conv with a batch norm and a Relu each; of the second result at most the shape is read."""
+    net = Net()
+    y = net.node("Relu", [net.batch_norm(net.conv("x", 4, 4, name="read"), 4, name="a")])
+    unread = net.node("Relu", [net.batch_norm(net.conv("x", 4, 4, name="unread"), 4, name="b")])
+    return net.model(IMAGE, [net.node("Reshape", [y, net.node("Shape", [unread])]) if asks_for_its_shape else y])
+
+
+def damaged(model: ir.Model, name: str) -> ir.Model:
+    """The model with one wrong weight in the operator of this name."""
+    wrong = frontend.clone(model)
+    (node,) = [each for each in every_node(wrong) if each.name == name]
+    weight = node.inputs[1]
+    assert weight is not None
+    maker = weight.producer()
+    stored = maker.attributes["value"].as_tensor() if maker else weight.const_value
+    assert stored is not None
+    array = stored.numpy().copy()
+    array.flat[5] *= 1.001
+    if maker:
+        maker.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array, name=stored.name))
+    else:
+        weight.const_value = ir.Tensor(array, name=stored.name)
+    return wrong
+
+
+@pytest.mark.parametrize("asks_for_its_shape", [False, True])
+def test_the_certificate_passes_over_what_nobody_reads_and_nothing_else(asks_for_its_shape: bool) -> None:
+    model = frontend.from_proto(with_an_unread_branch(asks_for_its_shape))
+    folded, report = frontend.fold_model(model)
+    before = frontend.evidence(model)
+    assert {site.name for outcome in report.outcomes for site in outcome.into} == {"read_node", "unread_node"}
+    assert before.unread >= {"unread_node", "b_node"}
+    assert not before.unread & {"read_node", "a_node"}
+    for name, status in (("read_node", Status.FAIL), ("unread_node", Status.PASS)):
+        assert derive(before, frontend.evidence(damaged(folded, name)), report).status is status
+    every = replace(before, unread=frozenset())
+    assert derive(every, frontend.evidence(damaged(folded, "unread_node")), report).status is Status.FAIL
+
+
+@pytest.mark.parametrize("build", [lambda: branches(captured=False), in_function], ids=["body", "function"])
+def test_the_certificate_looks_into_bodies_and_functions(build: Build) -> None:
+    model = frontend.from_proto(build())
+    folded, report = frontend.fold_model(model)
+    (into,) = [site.name for outcome in report.outcomes for site in outcome.into]
+    before, after = frontend.evidence(model), frontend.evidence(folded)
+    assert into not in before.unread
+    assert derive(before, after, report).status is Status.PASS
+    assert derive(before, frontend.evidence(damaged(folded, into)), report).status is Status.FAIL
+
+
+def with_constants_of_many_kinds() -> onnx.ModelProto:
+    """Behind a fold, what no affine enters: a slope, a border, a target, a table, statistics that may be overridden."""
+    net = Net()
+    y = net.node("PRelu", [net.batch_norm(net.conv("x", 4, 4), 4), net.constant("slope", np.full((4, 1, 1), 0.25))])
+    y = net.node("Pad", [y, net.integers("pads", *[0] * 7, 1), net.constant("border", np.array(0.5))])
+    y = net.batch_norm(net.node("Relu", [y]), 4, name="late")
+    y = net.node("Gather", [y, net.integers("picked", 2, 0, 1, 3)], axis=1)
+    net.node("Reshape", [net.node("Sigmoid", [y]), net.integers("target", 0, -1, 1)])
+    return net.model(IMAGE, declare=["late.mean"])
+
+
+@pytest.mark.parametrize("name", ["slope", "border", "pads", "picked", "target", "late.mean", "late.var"])
+def test_the_certificate_sees_any_constant_that_changes(name: str) -> None:
+    model = frontend.from_proto(with_constants_of_many_kinds())
+    folded, report = frontend.fold_model(model)
+    before = frontend.evidence(model)
+    assert derive(before, frontend.evidence(folded), report).status is Status.PASS
+    changed = folded.graph.initializers[name]
+    assert changed.const_value is not None
+    array = changed.const_value.numpy().copy()
+    array.flat[-1] += 1
+    changed.const_value = ir.Tensor(array, name=name)
+    layer = derive(before, frontend.evidence(folded), report)
+    assert layer.status is Status.FAIL
+    assert "a constant that" in layer.because
+
+
+def test_a_bias_may_have_the_rank_of_the_matrix() -> None:
+    net = Net()
+    y = net.node("MatMul", ["x", net.constant("w", net.numbers(1, 4, 5))], "product")
+    y = net.node("Add", [y, net.constant("b", net.numbers(1, 1, 5))], "sum")
+    net.node("Mul", [y, net.constant("half", np.array(0.5))])
+    model = frontend.from_proto(net.model({"x": ("n", 4)}))
+    folded, report = frontend.fold_model(model)
+    before = frontend.evidence(model)
+    assert before.linears["product_node"].added == "sum_node"
+    layer = derive(before, frontend.evidence(folded), report)
+    assert layer.status is Status.PASS, layer.because
+
+
+def test_what_a_body_captures_is_read() -> None:
+    found = frontend.evidence(frontend.from_proto(branches(captured=True)))
+    assert found.unread == frozenset()
 
 
 def test_facts() -> None:

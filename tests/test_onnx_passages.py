@@ -18,9 +18,11 @@ from numpy.testing import assert_allclose
 from onnx import TensorProto, helper, numpy_helper
 from onnx_build import Net, feeds_of, run64
 
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
 from bnfold.graph import Reason
+from bnfold.outcome import FoldReport
+from bnfold.travel import Split
 
 Step = Callable[[Net, str], str]
 Build = Callable[[], onnx.ModelProto]
@@ -125,11 +127,11 @@ def pool_with_indices(net: Net, y: str) -> str:
     return net.node("Add", ["pooled", net.node("Cast", ["where"], to=TensorProto.FLOAT)])
 
 
-def halves(axis: int, *picked: int, **attributes: Any) -> Step:
+def halves(axis: int, *picked: int, sizes: Sequence[int] = (2, 2), **attributes: Any) -> Step:
     """Split into two and put together again in another order."""
 
     def step(net: Net, y: str) -> str:
-        inputs = [y] if "split" in attributes or "num_outputs" in attributes else [y, net.integers("sizes", 2, 2)]
+        inputs = [y] if "split" in attributes or "num_outputs" in attributes else [y, net.integers("sizes", *sizes)]
         names = ["left", "right"]
         net.nodes.append(helper.make_node("Split", inputs, names, name="split_node", axis=axis, **attributes))
         return net.node("Concat", [names[index] for index in picked], axis=axis)
@@ -332,6 +334,7 @@ ROWS: dict[str, Row] = {
         [NO_PRODUCER],
     ),
     **crossed("Split", halves(1, 1, 0)),
+    **crossed("Split into nothing and all", halves(1, 1, 0, sizes=(0, 4))),
     **crossed("Split 11", halves(1, 0, 1, split=[2, 2]), opset=11),
     **crossed("Split 18", halves(1, 1, 0, num_outputs=2), opset=18),
     **crossing("Split of pixels", halves(3, 1, 0), [Reason.SHARED_OUTPUT], [None]),
@@ -585,6 +588,29 @@ def test_row(name: str) -> None:
             assert_same(run32, model, folded, unknown, 1e-4)
         else:
             assert_same(run64, model, folded, unknown, 1e-11)
+
+
+PICKED: dict[str, tuple[Step, list[list[int]]]] = {
+    "Gather": (op("Gather", [3, -1, 0, -4], axis=1), [[3, 3, 0, 0]]),
+    "Gather of the last": (op("Gather", -1, axis=1), [[3]]),
+    "Slice": (op("Slice", [-3], [-1], [1]), [[1, 2]]),
+    "Slice backwards": (op("Slice", [-1], [-(2**62)], [1], [-2]), [[3, 1]]),
+    "Slice backwards from beyond": (op("Slice", [2**62], [-4], [1], [-1]), [[3, 2, 1]]),
+    "Slice from before the first": (op("Slice", [-9], [2], [1]), [[0, 1]]),
+    "Slice of nothing": (op("Slice", [3], [1], [1]), [[]]),
+    "Split": (halves(1, 1, 0, sizes=(1, 3)), [[0], [1, 2, 3]]),
+    "Split into nothing and all": (halves(-3, 0, 1, sizes=(0, 4)), [[], [0, 1, 2, 3]]),
+}
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_channels_that_are_picked_are_counted_from_the_front(name: str) -> None:
+    step, picks = PICKED[name]
+    model = frontend.from_proto(up(step)())
+    graph = frontend.OnnxGraph(model)
+    (reading,) = [found for node in model.graph if isinstance(found := graph.read(node), Split)]
+    assert reading.picks is not None
+    assert [list(picked) for picked in reading.picks] == picks
 
 
 def outcomes(report: FoldReport) -> Verdicts:

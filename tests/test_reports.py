@@ -18,9 +18,9 @@ import pytest
 from bnfold.benchmark import Benchmark, Compared, Comparison, Interval, Measured
 from bnfold.errors import BnfoldError, EnvironmentFailure, Exit, NotEquivalent, NoVerdict, PolicyViolation, UsageError
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm
-from bnfold.folding import FoldReport, Outcome
 from bnfold.graph import Reason, Refusal, Site
 from bnfold.model import ModelFacts
+from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports import console, explain, files, junit, markdown
 from bnfold.reports import json as report_json
 from bnfold.reports.findings import findings

@@ -24,12 +24,13 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 from bnfold.errors import BnfoldError, Rejected, UsageError
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.frontends import torch as frontend
 from bnfold.frontends.torch.aliasing import mutated
 from bnfold.frontends.torch.program import ProgramShelf, open_program
 from bnfold.frontends.torch.rounding import rounded
 from bnfold.graph import Reason
+from bnfold.outcome import FoldReport
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, in `program.module()`
 
@@ -1210,3 +1211,21 @@ def test_a_sparse_buffer_does_not_disturb() -> None:
     module.register_buffer("sparse", torch.eye(3).to_sparse())
     for example in ((image(3),), None):
         assert frontend.fold_module(module, example)[1].left == 0
+
+
+def test_a_weight_that_shares_memory_with_a_written_buffer_is_no_constant() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.bn(m.conv(x))
+        m.count.add_(0.5)
+        return y
+
+    tracer = fx.Tracer()
+    tracer.proxy_buffer_attributes = True  # else the trace itself would write
+    convolution = conv()
+    module = perturbed(Unary(body, conv=convolution, bn=bn(), count=convolution.weight.detach()))
+    folded, report = frontend.fold_graph_module(fx.GraphModule(module, tracer.trace(module)), FoldOptions(), (image(),))
+    assert outcomes(report) == (Reason.PARAMETER_NOT_CONSTANT,)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(folded(image()), module(image()))
+    assert torch.equal(folded.count, folded.conv.weight)

@@ -10,6 +10,7 @@ import copy
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
 
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.frontends import torch as frontend
 from bnfold.graph import Reason
+from bnfold.outcome import FoldReport
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, in `program.module()`
 
@@ -654,10 +656,64 @@ def test_observing_sizes_writes_nothing() -> None:
     assert folded.g.item() == 0
 
 
+class Counting(nn.Module):
+    """A module that changes all that a module can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.plain, self.calls = torch.zeros(1), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.add_(1)
+        self.plain.add_(1)
+        self.calls += 1
+        return x * torch.rand(1)
+
+
+class WholeCounting(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Counting) or super().is_leaf_module(m, module_qualified_name)
+
+
+@pytest.mark.parametrize("inputs", [None, (normal(2, 3, 6, 8),)])
+def test_observing_sizes_leaves_the_state_of_called_modules_alone(inputs: tuple[Tensor, ...] | None) -> None:
+    module = Parts(lambda m, x: m.counting(m.bn(m.conv(x))), conv=conv(), bn=norm(), counting=Counting()).eval()
+    generator = torch.get_rng_state()
+    traced = fx.GraphModule(module, WholeCounting().trace(module))
+    folded, report = frontend.fold_graph_module(traced, ROOMY, inputs)
+    assert outcomes(report) == (UP,)
+    assert torch.equal(torch.get_rng_state(), generator)
+    for part in (module.counting, folded.counting):
+        assert (part.count.item(), part.plain.item(), part.calls) == (0, 0, 0)
+
+
 def test_pieces_that_nobody_reads_take_nothing() -> None:
     module = Parts(lambda m, x: (m.bn(x).split(2, 1)[0], m.conv(x))[1], bn=norm(3), conv=conv()).eval()
     _, report = frontend.fold_graph_module(fx.symbolic_trace(module), ROOMY, (normal(2, 3, 6, 8),))
     assert outcomes(report) == (Reason.READ_BY_NONLINEARITY,)
+
+
+CUTS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "split": lambda y: y.split(2, 1),
+    "chunk": lambda y: y.chunk(2, 1),
+    "unbind": lambda y: y.unbind(1),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("read", [(), (0,), (1,), (-1,), (0, 0), (0, 1)])
+def test_pieces_are_read_once_twice_or_never(name: str, read: tuple[int, ...]) -> None:
+    def body(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+        pieces = CUTS[name](m.bn(m.conv(x).sigmoid()))
+        _ = pieces[0], pieces[1]  # two nodes without a reader
+        return m.conv(x), *(m.linear(pieces[index]) for index in read)
+
+    module = Parts(body, conv=conv(kernel=1), bn=norm(), linear=nn.Linear(6, 6)).eval().double()
+    inputs = (normal(2, 3, 6, 6).double(),)
+    folded, report = frontend.fold_graph_module(fx.symbolic_trace(module), ROOMY, inputs)
+    assert len(report.outcomes) == 1
+    torch.testing.assert_close(folded(*inputs), module(*inputs), rtol=1e-10, atol=1e-10)
 
 
 def test_an_operator_that_writes_what_the_fold_makes_needs_no_copy() -> None:
@@ -666,3 +722,52 @@ def test_an_operator_that_writes_what_the_fold_makes_needs_no_copy() -> None:
     assert outcomes(report) == (UP,)
     operators = [str(node.target) for node in folded.graph.nodes if node.op == "call_function"]
     assert operators == ["aten.conv2d.default", "aten.relu_.default"]
+
+
+BIASED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "product plus bias": lambda m, y: y @ m.w + m.b,
+    "bias plus product": lambda m, y: m.b + torch.mm(y, m.w),
+    "a row": lambda m, y: torch.add(y @ m.w, m.b.view(1, -1)),
+    "one element": lambda m, y: (y @ m.w).add(m.one),
+    "by keyword": lambda m, y: torch.add(y @ m.w, other=m.b),
+    "in place": lambda m, y: (y @ m.w).add_(m.b),
+    "a number": lambda m, y: y @ m.w + 0.3,
+}
+
+
+@pytest.mark.parametrize("name", BIASED)
+@pytest.mark.parametrize("form", ["program", "module"])
+def test_the_bias_of_a_product_takes_the_shift(name: str, form: str) -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        return torch.sigmoid(BIASED[name](m, m.bn(torch.sigmoid(x))))
+
+    module = Parts(body, bn=norm(dims=1), w=nn.Parameter(normal(4, 5)), b=nn.Parameter(normal(5)), one=normal(1))
+    module.eval().double()
+    inputs = (normal(3, 4).double(),)
+    before: Any = frontend.capture(module, inputs) if form == "program" else fx.symbolic_trace(module)
+    fold: Any = (
+        frontend.fold_program if form == "program" else partial(frontend.fold_graph_module, example_inputs=inputs)
+    )
+    folded, report = fold(before)
+    again, late = fold(folded)
+    assert (outcomes(report), outcomes(late)) == ((DOWN,), ())
+    assert calls(again.graph) == calls(folded.graph) < calls(before.graph)
+    run = folded.module() if form == "program" else folded
+    torch.testing.assert_close(run(*inputs), module(*inputs), rtol=1e-12, atol=1e-12)
+
+
+def calls(graph: fx.Graph) -> int:
+    return sum(node.op.startswith("call") for node in graph.nodes)
+
+
+def test_a_second_addition_is_no_bias() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.bn(torch.sigmoid(x)) @ m.w
+        return torch.sigmoid(y + m.b) * torch.sigmoid(y + m.c)
+
+    module = Parts(body, bn=norm(dims=1), w=normal(4, 5), b=normal(5), c=normal(5)).eval().double()
+    inputs = (normal(3, 4).double(),)
+    folded, report = frontend.fold_program(frontend.capture(module, inputs))
+    assert outcomes(report) == (DOWN, Reason.SHARED_OUTPUT, Reason.SHARED_OUTPUT)
+    assert outcomes(frontend.fold_program(folded)[1]) == (Reason.SHARED_OUTPUT, Reason.SHARED_OUTPUT)
+    torch.testing.assert_close(folded.module()(*inputs), module(*inputs), rtol=1e-12, atol=1e-12)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm, Tensor
-from bnfold.folding import FoldReport
 from bnfold.graph import Reason
+from bnfold.outcome import FoldReport
 from bnfold.reports.report import identified
 from bnfold.run import Finding
 

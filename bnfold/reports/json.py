@@ -13,8 +13,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
 from bnfold.errors import BnfoldError
-from bnfold.folding import Outcome
 from bnfold.model import ModelFacts
+from bnfold.outcome import Outcome
 from bnfold.reports.environment import environment, tool_version
 from bnfold.reports.report import SCHEMA, Report, identified, others_folded
 from bnfold.run import FileRecord, Finding, Run

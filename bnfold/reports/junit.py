@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from bnfold.errors import BnfoldError, Exit
-from bnfold.folding import Outcome
 from bnfold.graph import Refusal
+from bnfold.outcome import Outcome
 from bnfold.reports import tables
 from bnfold.reports.report import Report, identified
 from bnfold.reports.text import clean

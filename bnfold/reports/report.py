@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from bnfold.errors import BnfoldError, Exit
-from bnfold.folding import FoldReport, Outcome
+from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports.text import figure, plural
 from bnfold.run import Run
 from bnfold.verify.result import Verdict

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bnfold.folding import Outcome
 from bnfold.graph import Reason, Site
+from bnfold.outcome import Outcome
 from bnfold.reports.report import Report, identified, interval
 from bnfold.reports.text import clean, duration, figure, number, plural, size
 from bnfold.run import FileRecord, Finding, Run

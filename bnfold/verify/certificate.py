@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
-from bnfold.folding import FoldReport
 from bnfold.origin import Leaf, names_of
+from bnfold.outcome import FoldReport
 from bnfold.verify.derivation import Taken, derived, distance, rows_of
 from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Contradiction, Expressions, Incomplete
 from bnfold.verify.leftover import is_stored, terms_of, with_own_sums
@@ -198,10 +198,27 @@ def _untouched(original: Evidence, folded: Evidence, report: FoldReport, taken: 
         elif not _identical(record, after[name]):
             is_affine = name not in original.linears
             return _layer(Status.FAIL, f"{name} took nothing in, yet it changed", affine=name if is_affine else None)
+    if (other := _changed(original, folded)) is not None:
+        return _layer(Status.FAIL, f"a constant that {other} reads changed")
     if missing:
         return _layer(
             Status.WARN, f"{len(missing)} untouched operators are not in the folded model, first {missing[0]}"
         )
+    return None
+
+
+def _changed(original: Evidence, folded: Evidence) -> str | None:
+    """An operator that no affine enters and that reads another constant than before; one that is gone changes nothing
+    here."""
+    for name, before in original.others.items():
+        after = folded.others.get(name)
+        if after is None or after.op != before.op:
+            continue
+        if any(
+            not _same(before.operands[port], after.operands[port])
+            for port in before.operands.keys() & after.operands.keys()
+        ):
+            return name
     return None
 
 
@@ -220,8 +237,6 @@ def _offset(op: StoredLinear) -> Array:
 
 
 def _same(first: Array, second: Array) -> bool:
-    if first.dtype == second.dtype and first.dtype.kind != "f":
-        return np.array_equal(first, second)
     return first.shape == second.shape and bool(np.all((first == second) | ((first != first) & (second != second))))
 
 

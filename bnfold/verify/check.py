@@ -19,8 +19,8 @@ import numpy as np
 
 from bnfold.errors import EnvironmentFailure, NoVerdict
 from bnfold.evidence import Evidence
-from bnfold.folding import FoldReport
 from bnfold.model import Runner
+from bnfold.outcome import FoldReport
 from bnfold.verify.certificate import derive
 from bnfold.verify.compare import Tolerance
 from bnfold.verify.execution import CheckPlan, Execution, Level, Subject

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredAffine
-from bnfold.folding import FoldReport, Outcome
 from bnfold.origin import Leaf
+from bnfold.outcome import FoldReport, Outcome
 from bnfold.verify.expression import ROUNDING, Expressions
 
 Array = NDArray[Any]

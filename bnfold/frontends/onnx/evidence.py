@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm
+from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredOperands, StoredWindow
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.constants import COMPUTED, MAX_DEPTH, constant_tensor, known_types
 
@@ -50,7 +50,9 @@ def evidence(model: ir.Model) -> Evidence:
     for node in walking.nodes(model):
         if walking.is_standard(node, *_ELEMENTWISE) and (affine := reader.affine(node)):
             affines[names[node]] = affine
-    return Evidence(norms, linears, affines, _unread(model, names))
+    recorded = norms.keys() | linears.keys() | affines.keys() | {linear.added for linear in linears.values()}
+    others = {name: found for node, name in names.items() if name not in recorded and (found := reader.operands(node))}
+    return Evidence(norms, linears, affines, _unread(model, names), others)
 
 
 def _unread(model: ir.Model, names: Mapping[ir.Node, str]) -> frozenset[str]:
@@ -65,6 +67,22 @@ def _unread(model: ir.Model, names: Mapping[ir.Node, str]) -> frozenset[str]:
         if not walking.is_standard(node, *walking.SHAPE_READERS):
             waiting += [value.producer() for value in node.inputs if value is not None]
     return frozenset(name for node, name in names.items() if node not in read)
+
+
+def _window(attributes: Mapping[str, Any], kernel: tuple[int, ...]) -> StoredWindow | None:
+    """What the attributes say of a window; a border that depends on the size of the data is not told by them."""
+    axes, mode = len(kernel), attributes.get("auto_pad", "NOTSET")
+    stride, dilation = (tuple(attributes.get(name, (1,) * axes)) for name in ("strides", "dilations"))
+    before, after = np.reshape(attributes.get("pads", (0,) * 2 * axes), (2, axes))
+    if mode == "VALID":
+        before = after = np.zeros(axes, int)
+    elif mode != "NOTSET":
+        if any(step != 1 for step in stride):
+            return None
+        border = np.multiply(dilation, np.subtract(kernel, 1))
+        before = (border + (mode == "SAME_LOWER")) // 2
+        after = border - before
+    return StoredWindow(stride, dilation, tuple(map(int, before)), tuple(map(int, after)))
 
 
 class _Reader:
@@ -107,12 +125,25 @@ class _Reader:
             if bias is not None and bias.ndim != 1:
                 return None
             layout = "conv" if node.op_type == "Conv" else "conv_transpose"
-            return StoredLinear(layout, weight, bias, groups=known.get("group", 1))  # type: ignore[arg-type]
+            window = _window(known, weight.shape[2:])
+            groups = known.get("group", 1)
+            return StoredLinear(layout, weight, bias, groups=groups, window=window)  # type: ignore[arg-type]
         if bias is not None and bias.size > 1 and bias.shape[-1] != bias.size:
             return None
         alpha, beta = (float(np.float32(known.get(name, 1.0))) for name in ("alpha", "beta"))
         flat = None if bias is None else bias.reshape(-1)
         return StoredLinear("linear" if known.get("transB") else "matmul", weight, flat, alpha=alpha, beta=beta)
+
+    def operands(self, node: ir.Node) -> StoredOperands | None:
+        """The constants that an operator reads, through Identity nodes too, and those that a caller may override."""
+        found = {}
+        for index, value in enumerate(node.inputs):
+            while value is not None and (maker := value.producer()) and walking.is_standard(maker, "Identity"):
+                value = maker.inputs[0]
+            tensor = None if value is None else value.const_value if value.is_initializer() else self._tensor(value)
+            if tensor is not None:
+                found[index] = np.asarray(tensor.numpy())
+        return StoredOperands(node.op_type, found) if found else None
 
     def _matmul(self, node: ir.Node) -> StoredLinear | None:
         left, right = node.inputs
@@ -123,15 +154,18 @@ class _Reader:
         rows, columns = weight.shape[-2:]
         matrix = weight.reshape(rows, columns)
         if on_right is not None:
-            bias, added = self._added(node, left, columns, (-1,))
+            bias, added = self._added(node, left, weight.ndim, columns, (-1,))
             return StoredLinear("matmul", matrix, bias, added=added)
-        bias, added = self._added(node, right, rows, (-1, 1))
+        bias, added = self._added(node, right, weight.ndim, rows, (-1, 1))
         return StoredLinear("linear", matrix, bias, added=added)
 
     def _added(
-        self, node: ir.Node, data: ir.Value | None, channels: int, column: tuple[int, ...]
+        self, node: ir.Node, data: ir.Value | None, least: int, channels: int, column: tuple[int, ...]
     ) -> tuple[Stored | None, str | None]:
-        """The constant per channel that the only reader of a product adds, and the name of that reader, if any."""
+        """The constant per channel that the only reader of a product adds, and the name of that reader, if any.
+
+        `least` is the rank of the matrix: the product has that of its data, and no smaller one.
+        """
         product = node.outputs[0]
         readers = [use for use in product.uses() if use.node.op_type not in walking.SHAPE_READERS]
         if len(readers) != 1 or product.is_graph_output() or not walking.is_standard(readers[0].node, "Add"):
@@ -139,7 +173,7 @@ class _Reader:
         add, index = readers[0].node, readers[0].idx
         term = self._array(add.inputs[1 - index]) if add.graph is node.graph else None
         rank = self._inferred.rank(data) if data is not None else None
-        if term is None or term.ndim > (rank or 1):
+        if term is None or term.ndim > (1 if rank is None else max(rank, least)):
             return None, None
         flat = term.reshape(-1)
         if term.size not in (1, channels) or (term.size > 1 and term.squeeze().shape != flat.shape):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnfold import folding
-from bnfold.folding import FoldOptions, FoldReport
+from bnfold.folding import FoldOptions
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.constants import Constants
 from bnfold.frontends.onnx.graph import OnnxGraph
 from bnfold.frontends.onnx.normalise import normalise
 from bnfold.frontends.onnx.sequences import as_splits
 from bnfold.frontends.onnx.storing import Unused, sweep
+from bnfold.outcome import FoldReport
 
 
 def clone(model: ir.Model) -> ir.Model:
@@ -27,7 +28,8 @@ def fold_model(model: ir.Model, options: FoldOptions = FoldOptions()) -> tuple[i
     constants = Constants(folded)
     normalise(folded, constants)
     report = folding.fold(OnnxGraph(folded, names, constants), options)
-    if not any(outcome.folded or outcome.lowered for outcome in report.outcomes):
+    if not (report.merges or any(outcome.folded or outcome.lowered for outcome in report.outcomes)):
         return clone(model), report
     sweep(folded, before)
+    walking.keep_names(folded, names)
     return folded, report

@@ -21,8 +21,8 @@ from bnfold.frontends.onnx import elementwise, lenses, passages, sites, walking
 from bnfold.frontends.onnx.constants import MAX_DEPTH, Constant, Constants, is_quantised
 from bnfold.frontends.onnx.lenses import Slot, Spelling
 from bnfold.frontends.onnx.rounding import is_finite, rounded
-from bnfold.frontends.onnx.storing import Store, skip
-from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
+from bnfold.frontends.onnx.storing import Store, drop, set_window, skip
+from bnfold.graph import Extent, Reading, Reason, SharedWeight, Site, Use
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +112,12 @@ class OnnxGraph:
             parameters = op.evaluate()
         if not (np.isfinite(parameters.taps).all() and np.isfinite(parameters.bias).all()):
             return Reason.NON_FINITE
-        weight = rounded(spelling.stored(parameters.taps), spelling.weight.dtype)
+        kernel = spelling.weight.shape[2:] if op.window is None else op.window.kernel
+        weight = rounded(spelling.stored(parameters.taps, kernel), spelling.weight.dtype)
         bias = None
         if spelling.bias is not None or np.any(parameters.bias != 0):
             dtype = (spelling.bias or spelling.weight).dtype
-            bias = rounded(parameters.bias.reshape(spelling.bias_shape), dtype)
+            bias = rounded(parameters.bias.reshape(-1, *spelling.bias_shape[1:]), dtype)
         if not (is_finite(weight) and (bias is None or is_finite(bias))):
             return Reason.OVERFLOW
         self._rounded[node] = Rounded(op, weight, bias)
@@ -140,6 +141,17 @@ class OnnxGraph:
     def parameter_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in walking.stored_tensors(self._model))
 
+    def extent(self, value: ir.Value) -> Extent | None:
+        shape, dtype = self.shape(value), self.dtype(value)
+        sizes = [] if shape is None else [size for size in (1, *shape[1:]) if isinstance(size, int)]
+        if shape is None or dtype is None or len(sizes) != len(shape):
+            return None
+        return Extent(prod(sizes), prod(sizes) * dtype.itemsize)
+
+    def joins(self) -> Sequence[ir.Node]:
+        names = ("Add", "Sub", "Sum", *lenses.SPELLINGS)
+        return [node for node in walking.nodes(self._model) if self._is(node, *names)]
+
     def lowers(self, node: ir.Node, affine: ChannelAffine) -> bool:
         terms = self._terms(node, affine) if node.graph is self._model.graph else {}
         return bool(terms) and all(is_finite(term) for term in terms.values())
@@ -153,6 +165,8 @@ class OnnxGraph:
             new = self._rounded.pop(node)
         for name in ("alpha", "beta"):
             node.attributes.pop(name, None)
+        if op.window is not None and (op.window, op.groups) != (spelling.window, spelling.grid[0]):
+            set_window(node, op.window, op.groups)
         weight = node.inputs[spelling.weight_slot.index]
         assert weight is not None, "an operator that was read has a weight"
         self._store.put(spelling.weight_slot, new.weight, weight)
@@ -164,7 +178,11 @@ class OnnxGraph:
             self._store.add_bias(node, new.bias, weight)
 
     def bypass(self, node: ir.Node) -> None:
-        skip(node, self.data(node))
+        bias = self.added_bias(node)
+        skip(bias[0].node if bias else node, self.data(node))
+
+    def drop(self, node: ir.Node, ports: tuple[int, ...]) -> None:
+        drop(node, ports)
 
     def lower(self, node: ir.Node, affine: ChannelAffine) -> tuple[str, ...]:
         return self._store.lower(node, self._names[node], self._terms(node, affine))

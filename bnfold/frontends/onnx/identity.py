@@ -6,8 +6,8 @@ import json
 
 import onnx_ir as ir
 
-from bnfold.folding import FoldReport
 from bnfold.frontends.onnx import walking
+from bnfold.outcome import FoldReport
 
 DECIDING = frozenset(
     (

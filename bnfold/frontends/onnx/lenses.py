@@ -20,6 +20,7 @@ from bnfold.frontends.onnx.constants import Constant
 from bnfold.frontends.onnx.walking import FLOATS
 from bnfold.graph import Reason
 from bnfold.graph import batch_norm as statistics_map
+from bnfold.window import Window
 
 CONV = frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"})
 CONV_TRANSPOSE = CONV | {"output_padding", "output_shape"}
@@ -42,7 +43,7 @@ class Spelling:
 
     The stored weight, reshaped to `grid`, has the axes (groups, out, in, tap), or (groups, in, out, tap) if `swapped`.
     `bias` is None where the operator has none; `bias_slot` is None where only a new node could hold one. `bias_shape`
-    is the shape of a bias that is written.
+    is the shape of a bias that is written. `window` is None where the size of the data decides what a tap sees.
     """
 
     data: int
@@ -56,6 +57,7 @@ class Spelling:
     out_axis: int
     bordered: bool
     bias_shape: tuple[int, ...]
+    window: Window | None = None
 
     @property
     def out_channels(self) -> int:
@@ -76,6 +78,7 @@ class Spelling:
             bordered=self.bordered,
             source=(self.weight, self.bias, self.weight_slot.factor, self.bias_slot and self.bias_slot.factor),
             stored=self._stored,
+            window=self.window,
         )
 
     def _stored(self) -> Parameters:
@@ -92,9 +95,14 @@ class Spelling:
         flat = self.bias.array().reshape(-1) * self.bias_slot.factor
         return np.broadcast_to(flat, (self.out_channels,))
 
-    def stored(self, taps: Array) -> Array:
-        """The weight as the node wants it, of the taps."""
-        return (taps.swapaxes(1, 2) if self.swapped else taps).reshape(self.weight.shape)
+    def stored(self, taps: Array, kernel: tuple[int, ...]) -> Array:
+        """The weight as the node wants it, of the taps: as large as it was, or of another kernel or other channels."""
+        swapped = taps.swapaxes(1, 2) if self.swapped else taps
+        if swapped.shape == self.grid and kernel in ((), self.weight.shape[2:]):
+            return swapped.reshape(self.weight.shape)
+        groups, outer, inner, _ = swapped.shape
+        leading = () if kernel else (1,) * (len(self.weight.shape) - 2)
+        return swapped.reshape(*leading, groups * outer, inner, *kernel)
 
 
 class Looker(Protocol):
@@ -150,8 +158,8 @@ def _convolution(node: ir.Node, look: Looker, named: frozenset[str], transposed:
     if bias is not None and bias.shape != (channels,):
         return Reason.NOT_PER_CHANNEL
     bordered = _pads(node, kernel) or (transposed and _spreads(node, kernel))
-    slots = Slot(node, 1), Slot(node, 2)
-    return Spelling(0, slots[0], weight, slots[1], bias, grid, transposed, 1, 1, bordered, (channels,))
+    slots, window = (Slot(node, 1), Slot(node, 2)), _window(node, kernel, transposed)
+    return Spelling(0, slots[0], weight, slots[1], bias, grid, transposed, 1, 1, bordered, (channels,), window)
 
 
 def conv(node: ir.Node, look: Looker) -> Spelling | Reason:
@@ -162,6 +170,31 @@ def conv(node: ir.Node, look: Looker) -> Spelling | Reason:
 def conv_transpose(node: ir.Node, look: Looker) -> Spelling | Reason:
     """ConvTranspose: weight (in, out / group, *kernel)."""
     return _convolution(node, look, CONV_TRANSPOSE, transposed=True)
+
+
+def _window(node: ir.Node, kernel: tuple[int, ...], transposed: bool) -> Window | None:
+    """Where the taps sit. SAME depends on the size of the data but where the stride is one."""
+    axes = len(kernel)
+    stride, dilation = (_sizes(node, name, (1,) * axes) for name in ("strides", "dilations"))
+    pads = _sizes(node, "pads", (0,) * 2 * axes)
+    mode = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
+    if len(stride) != axes or len(dilation) != axes or len(pads) != 2 * axes or any(size < 0 for size in pads):
+        return None
+    if mode == "VALID":
+        pads = (0,) * 2 * axes
+    elif mode.startswith("SAME"):
+        if transposed or any(step != 1 for step in stride):
+            return None
+        spans = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        less, more = ([span // 2 for span in spans], [span - span // 2 for span in spans])
+        pads = (*less, *more) if mode == "SAME_UPPER" else (*more, *less)
+    names = ("output_padding", "output_shape")
+    fixed = tuple((name, _sizes(node, name, ())) for name in names) if transposed else None
+    return Window(kernel, stride, dilation, pads[:axes], pads[axes:], fixed)
+
+
+def _sizes(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(node.attributes[name].as_ints()) if name in node.attributes else default
 
 
 def _pads(node: ir.Node, kernel: tuple[int, ...]) -> bool:
@@ -193,7 +226,7 @@ def gemm(node: ir.Node, look: Looker) -> Spelling | Reason:
     weight_slot, bias_slot = Slot(node, 1, real(node, "alpha", 1.0)), Slot(node, 2, real(node, "beta", 1.0))
     in_axis = 0 if integer(node, "transA", 0) else 1
     grid = (1, weight.shape[0], weight.shape[1], 1)
-    return Spelling(0, weight_slot, weight, bias_slot, bias, grid, swapped, in_axis, 1, False, (channels,))
+    return Spelling(0, weight_slot, weight, bias_slot, bias, grid, swapped, in_axis, 1, False, (channels,), Window())
 
 
 def matmul(node: ir.Node, look: Looker) -> Spelling | Reason:
@@ -218,8 +251,8 @@ def matmul(node: ir.Node, look: Looker) -> Spelling | Reason:
     slot, bias = look.added_bias(node) or (None, None)
     grid = (1, weight.shape[-2], weight.shape[-1], 1)
     axes = rank - back, max(rank, len(weight.shape)) - back
-    shape = (channels,) if position else (channels, 1)
-    return Spelling(1 - position, Slot(node, position), weight, slot, bias, grid, position == 1, *axes, False, shape)
+    shape, where = (channels,) if position else (channels, 1), Slot(node, position)
+    return Spelling(1 - position, where, weight, slot, bias, grid, position == 1, *axes, False, shape, Window())
 
 
 def matrix_position(node: ir.Node, look: Looker) -> int | Reason:

@@ -52,14 +52,14 @@ def passage(node: ir.Node, look: Looker) -> Passage | Reason:
 
 def same(node: ir.Node, look: Looker) -> Passage:
     """Identity."""
-    return Same()
+    return Same(idle=True)
 
 
 def dropout(node: ir.Node, look: Looker) -> Passage | Reason:
     """Dropout: an Identity unless the third input says that this is training."""
     mode = node.inputs[2] if len(node.inputs) > 2 else None
     known = None if mode is None else look.constant(mode)
-    return Same() if known is None or not known.load().any() else Reason.NOT_LINEAR
+    return Same(idle=True) if known is None or not known.load().any() else Reason.NOT_LINEAR
 
 
 def cast(node: ir.Node, look: Looker) -> Passage | Reason:

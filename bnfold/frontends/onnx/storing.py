@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.lenses import Slot
+from bnfold.window import Window
 
 _OPERATORS = {"scale": "Mul", "shift": "Add"}
 
@@ -148,6 +149,33 @@ def skip(node: ir.Node, data: ir.Value) -> None:
     graph.remove(node, safe=True)
 
 
+def drop(node: ir.Node, ports: tuple[int, ...]) -> None:
+    """Remove some terms of a sum; where one is left, who reads the sum reads that one."""
+    left = [value for port, value in enumerate(node.inputs) if port not in ports]
+    if len(left) == 1 and left[0] is not None:
+        skip(node, left[0])
+        return
+    for port, value in enumerate(left):
+        node.replace_input_with(port, value)
+    node.resize_inputs(len(left))
+
+
+def set_window(node: ir.Node, window: Window, groups: int) -> None:
+    """Write where the taps of a convolution sit, and in how many groups they are."""
+    if not window.kernel:
+        return
+    node.attributes.pop("auto_pad", None)
+    sizes = {
+        "kernel_shape": window.kernel,
+        "strides": window.stride,
+        "dilations": window.dilation,
+        "pads": (*window.before, *window.after),
+    }
+    for name, values in sizes.items():
+        node.attributes[name] = ir.AttrInt64s(name, values)
+    node.attributes["group"] = ir.AttrInt64("group", groups)
+
+
 @dataclass(frozen=True)
 class Unused:
     """What nobody read before anything was changed."""
@@ -163,7 +191,8 @@ class Unused:
 
 
 def sweep(model: ir.Model, before: Unused) -> None:
-    """Remove the nodes and initializers that nobody reads any more, but no input that a caller may give."""
+    """Remove the nodes and initializers that nobody reads any more, but no input that a caller may give, and no batch
+    norm: every one is told of."""
     roots = [model.graph, *(function.graph for function in model.functions.values())]
     for graph in roots:
         _sweep_nodes(graph, before)
@@ -181,7 +210,8 @@ def _sweep_nodes(graph: ir.Graph, before: Unused) -> None:
     for node in reversed(list(graph)):
         for body in walking.bodies(node):
             _sweep_nodes(body, before)
-        if walking.is_dead(node) and node not in before.nodes:
+        is_kept = node in before.nodes or walking.is_standard(node, "BatchNormalization")
+        if walking.is_dead(node) and not is_kept:
             graph.remove(node, safe=True)
 
 

@@ -6,7 +6,7 @@ What every other module of this package asks about nodes and values, wherever th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -82,6 +82,14 @@ def site_names(model: ir.Model) -> dict[ir.Node, str]:
             first = next((output.name for output in node.outputs if output.name), node.op_type)
             names[node] = unused(first, taken)
     return names
+
+
+def keep_names(model: ir.Model, names: Mapping[ir.Node, str]) -> None:
+    """Name each node as `site_names` once called it where it would be called otherwise now: an output has another name,
+    or a namesake is gone."""
+    for node, name in site_names(model).items():
+        if names.get(node, name) != name:
+            node.name = names[node]
 
 
 def unused(base: str, taken: set[str]) -> str:

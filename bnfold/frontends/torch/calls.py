@@ -132,13 +132,17 @@ def _function_name(node: fx.Node) -> str | None:
 
 
 def parameters_of(node: fx.Node) -> Parameters:
-    """The parameters of a function that `call_of` reads, in the order of its positional arguments."""
+    """The parameters of a function that `call_of` reads, or of one of two operands, in the order of its arguments."""
     if node.target is functional.batch_norm:
         signature = inspect.signature(functional.batch_norm)
         return tuple((name, parameter.default) for name, parameter in signature.parameters.items())
     overload = (
-        _METHODS[str(node.target)] if node.op == "call_method" else _FUNCTIONS.get(node.target, ("", node.target))[1]
+        _METHODS.get(str(node.target))
+        if node.op == "call_method"
+        else _FUNCTIONS.get(node.target, ("", node.target))[1]
     )
+    if not isinstance(overload, torch._ops.OpOverload):
+        return (("input", REQUIRED), ("other", REQUIRED))
     return tuple(
         (_canonical(argument.name), argument.default_value if argument.has_default_value() else REQUIRED)
         for argument in overload._schema.arguments

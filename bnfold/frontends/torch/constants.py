@@ -157,11 +157,12 @@ class Constants:
 
 def _sharing(tensors: Mapping[str, Tensor], names: frozenset[str]) -> frozenset[str]:
     """These names and all others of the same memory."""
-    stores = {_storage(tensors[name]) for name in names if name in tensors} - {None}
-    return names | {name for name, tensor in tensors.items() if stores and _storage(tensor) in stores}
+    stores = {storage_of(tensors[name]) for name in names if name in tensors} - {None}
+    return names | {name for name, tensor in tensors.items() if stores and storage_of(tensor) in stores}
 
 
-def _storage(tensor: Tensor) -> Hashable:
+def storage_of(tensor: Tensor) -> Hashable:
+    """The memory of a tensor, equal for all that have a part of it; None where it has none of its own."""
     plain = tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.numel() > 0
     return (tensor.device, tensor.untyped_storage().data_ptr()) if plain else None
 

@@ -1,7 +1,8 @@
 """`TorchGraph`: an fx graph as rules see it, over exported programs and the user's GraphModules alike.
 
 A value is the `fx.Node` that makes it, but where a node makes a tuple, its items are the values. A frozen batch norm,
-spelt out as `x * scale + shift`, is one node: the addition. What differs between the two dialects is given to the
+spelt out as `x * scale + shift`, is one node: the addition. A matrix product and the addition of its bias are one node
+as well: the product, of which the sum is the result. What differs between the two dialects is given to the
 constructor: the stored tensors, the facts about values, and the `Writer` that puts new tensors where they belong.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,18 +20,19 @@ from torch import fx, nn
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp
 from bnfold.frontends.torch.aliasing import bare_name, mutated, ownership, reads_shape_only, written_state
+from bnfold.frontends.torch.biases import added_biases
 from bnfold.frontends.torch.calls import Call, Stored, call_of, hooked, tensor_arguments
 from bnfold.frontends.torch.constants import FLOATS, Constant, Constants, is_quantised
-from bnfold.frontends.torch.elementwise import Elementwise, elementwise_affines
+from bnfold.frontends.torch.elementwise import elementwise_affines
 from bnfold.frontends.torch.elementwise import read as read_elementwise
 from bnfold.frontends.torch.frozen import frozen_norms
 from bnfold.frontends.torch.lenses import is_norm, norm_of, weight_of
-from bnfold.frontends.torch.parameters import Held, held_by, is_computed_product, read_linear, weight_readers
+from bnfold.frontends.torch.parameters import Held, held_by, is_computed_product, linear_op, weight_readers
 from bnfold.frontends.torch.passages import makes_tuple, passage_of
 from bnfold.frontends.torch.places import module_path, source_line
 from bnfold.frontends.torch.rounding import rounded
 from bnfold.frontends.torch.shapes import Facts
-from bnfold.frontends.torch.sight import Sight, inputs_of
+from bnfold.frontends.torch.sight import QUOTIENTS, Sight, inputs_of
 from bnfold.frontends.torch.spelling import spell
 from bnfold.frontends.torch.writer import NewParameters, Writer
 from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
@@ -62,6 +66,8 @@ class TorchGraph:
         self._elementwise = elementwise_affines(self._spelt, self.constants, facts)
         self._frozen = frozen_norms(self._elementwise)
         self._scalings = {scaling: addition for addition, scaling in self._frozen.items()}
+        self._added = added_biases(self._elementwise, self._spelt, self._products(), self.constants, facts)
+        self._sums = {added.node: product for product, added in self._added.items()}
         self._norms = {*self._find_norms(), *self._captured()}
         self._affines = [*self._listed(), *self._captured()]
         calls = (call for node in graph.nodes if (call := self.call(node)) is not None)
@@ -104,6 +110,8 @@ class TorchGraph:
         return value
 
     def result(self, node: fx.Node) -> fx.Node:
+        if node in self._added:
+            return self._added[node].node
         call = self.call(node)
         if call is None or not is_norm(call) or not _returns_tuple(node):
             return node
@@ -112,6 +120,8 @@ class TorchGraph:
     def producer(self, value: fx.Node) -> fx.Node | None:
         if value.op in ("placeholder", "get_attr"):
             return None
+        if value in self._sums:
+            return self._sums[value]
         maker = value.args[0] if _item(value) is not None else None
         return maker if isinstance(maker, fx.Node) and self._makes_tuple(maker) else value
 
@@ -135,7 +145,7 @@ class TorchGraph:
             return self._read_passage(node, crossed)
         if call is None:
             return Reason.UNKNOWN_OPERATOR if node in self._norms else _opaque(node)
-        return self._read_norm(node, call) if is_norm(call) else read_linear(call, self.constants, self._facts)
+        return self._read_norm(node, call) if is_norm(call) else self._read_linear(node, call)
 
     def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
         with np.errstate(all="ignore"):  # what is not finite is refused below
@@ -149,7 +159,8 @@ class TorchGraph:
         return None
 
     def inserts(self, node: fx.Node, op: LinearOp) -> bool:
-        return self._held(node).form.bias is None and bool(np.any(op.evaluate().bias != 0))
+        held = self._held(node)
+        return held.form.bias is None and held.bias is None and bool(np.any(op.evaluate().bias != 0))
 
     def shared(self, node: fx.Node) -> SharedWeight | None:
         weight = self._held(node).weight
@@ -175,7 +186,8 @@ class TorchGraph:
         new_weight = rounded(weight_of(form, parameters.taps, weight.shape), dtypes[0]).to(device)
         new_bias = rounded(parameters.bias, dtypes[1]).to(device)
         needless = bias is None and not new_bias.any()
-        self.writer.write(node, NewParameters(form, weight, bias, new_weight, None if needless else new_bias))
+        added = self._added.get(node)
+        self.writer.write(node, NewParameters(form, weight, bias, new_weight, None if needless else new_bias, added))
         self._forget()
 
     def bypass(self, node: fx.Node) -> None:
@@ -222,15 +234,14 @@ class TorchGraph:
         """Every affine but a part of another one: a frozen norm's product, and the bias of a matrix product."""
         for node in self.graph.nodes:
             affine = self._elementwise.get(node)
-            alone = affine is not None and node not in self._scalings and not self._is_bias(node, affine)
+            alone = affine is not None and node not in self._scalings and node not in self._sums
             if node in self._norms or alone:
                 yield node
 
-    def _is_bias(self, node: fx.Node, affine: Elementwise) -> bool:
-        """Whether an addition is the bias of a product that has no other place for one."""
-        call, addition = self.call(affine.data), self._spelt[node]
-        adds = addition is not None and addition.operator == "add"
-        return adds and call is not None and call.operator in ("mm", "matmul") and self._crossed(affine.data) is None
+    def _products(self) -> dict[fx.Node, Call]:
+        """The matrix products that have no argument for a bias, unless their results are written."""
+        calls = ((node, self.call(node)) for node in self.graph.nodes if node not in self.pinned)
+        return {node: call for node, call in calls if call is not None and call.operator in ("mm", "matmul")}
 
     def _find_norms(self) -> Iterator[fx.Node]:
         """Batch norms over values; one over a weight (weight standardisation) is a part of that weight."""
@@ -278,6 +289,8 @@ class TorchGraph:
         call, known = self._spelt.get(node), self.call(node)
         if call is None or node in self._elementwise or not inputs_of(call):
             return None
+        if call.operator in QUOTIENTS and self.constants.is_constant(call.get("input")):
+            return None
         run_time = not any(self.constants.is_constant(each) for each in tensor_arguments(node))
         return call if known is None or (is_computed_product(known) and run_time) else None
 
@@ -324,13 +337,22 @@ class TorchGraph:
         if _returns_tuple(node) and any(_item(user) != 0 for user in node.users):
             return Reason.EXTRA_OUTPUTS
         if self.data(node) in self.pinned:
-            return Reason.MUTATED_IN_PLACE
+            return self._changed_by(self.data(node))
         return norm_of(call, self._array)
 
     def _read_elementwise(self, node: fx.Node) -> ChannelAffine | Reason:
         if self._data_of(node) in self.pinned:
-            return Reason.MUTATED_IN_PLACE
+            return self._changed_by(self._data_of(node))
         return read_elementwise(self._elementwise[node], self._facts, self.constants.find)
+
+    def _changed_by(self, value: fx.Node) -> Reason:
+        """What changes a value that is pinned: an operator, or a hook that sees it and may do anything."""
+        return Reason.MUTATED_IN_PLACE if value in self._written_by_operators else Reason.HOOKED
+
+    @cached_property
+    def _written_by_operators(self) -> frozenset[fx.Node]:
+        bare = {name: nn.Identity() if hooked(part) else part for name, part in self.modules.items()}
+        return mutated(self.graph, bare)
 
     def _read_frozen(self, node: fx.Node) -> ChannelAffine | Reason:
         product, addition = self._read_elementwise(self._frozen[node]), self._read_elementwise(node)
@@ -341,9 +363,18 @@ class TorchGraph:
     def _held(self, node: fx.Node) -> Held:
         call = self.call(node)
         assert call is not None, "only a linear operator holds parameters"
-        held = held_by(call, self.constants)
+        held = self._holds(node, call)
         assert isinstance(held, Held), "a linear operator holds constants"
         return held
+
+    def _holds(self, node: fx.Node, call: Call) -> Held | Reason:
+        """The constants of a linear operator, with the bias that is added behind it."""
+        held, added = held_by(call, self.constants), self._added.get(node)
+        return held if added is None or isinstance(held, Reason) else replace(held, bias=added.constant)
+
+    def _read_linear(self, node: fx.Node, call: Call) -> LinearOp | Reason:
+        held = self._holds(node, call)
+        return held if isinstance(held, Reason) else linear_op(held, self._facts.rank(call.get(held.form.data)))
 
     def _array(self, argument: Any) -> Array | Reason:
         constant = self.constants.find(argument)

@@ -6,7 +6,8 @@ parameter. All other hooks are the user's own; `foreign_hooks` names the modules
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import copy
+from collections import Counter, OrderedDict
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from bnfold.frontends.torch.calls import hooked
-from bnfold.frontends.torch.capture import deep_copy
+from bnfold.frontends.torch.capture import deep_copy, is_lazy
+from bnfold.frontends.torch.constants import storage_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -55,16 +57,30 @@ def materialise(module: nn.Module) -> None:
 
 
 def duplicate(module: M) -> M:
-    """A deep copy with the hooks of the module itself, which a GraphModule forgets, and of computed weights."""
+    """A deep copy with the hooks of the module itself, which a GraphModule forgets, and of computed weights.
+
+    Parameters that share memory with other tensors, which torch would part, share it in the copy.
+    """
     memo: dict[int, object] = {}
     for part in module.modules():
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+    for parameter in _sharing(module):
+        with torch.no_grad():
+            memo[id(parameter)] = nn.Parameter(copy.deepcopy(parameter.detach(), memo), parameter.requires_grad)
     copied = deep_copy(module, memo)
     for name in [name for name in vars(module) if name.startswith(("_forward_", "_backward_")) and "hooks" in name]:
         setattr(copied, name, _kept(getattr(module, name)))
     return copied
+
+
+def _sharing(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters whose memory another tensor has as well."""
+    plain = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    held = {id(each): each for each in (*module.parameters(), *module.buffers(), *plain) if not is_lazy(each)}.values()
+    owners = Counter(map(storage_of, held))
+    return [t for t in held if type(t) is nn.Parameter and storage_of(t) is not None and owners[storage_of(t)] > 1]
 
 
 def _kept(hooks: OrderedDict[int, Any]) -> OrderedDict[int, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bnfold.errors import Rejected, UsageError
-from bnfold.folding import FoldOptions, FoldReport, fold
+from bnfold.folding import FoldOptions, fold
 from bnfold.frontends.torch.capture import capture_as_is, quiet
 from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.hooks import duplicate, foreign_hooks, is_leaf, materialise
@@ -19,6 +19,7 @@ from bnfold.frontends.torch.observing import facts_of, graph_facts
 from bnfold.frontends.torch.program import fold_program
 from bnfold.frontends.torch.submodules import ModuleShelf, ModuleWriter
 from bnfold.frontends.torch.writeback import Ledger
+from bnfold.outcome import FoldReport
 
 
 def fold_module(

@@ -2,7 +2,8 @@
 
 A size seen once is no fact. Every run is made at two sizes that differ in as many axes as the graph lets differ: a size
 that stays is one that the graph itself fixes, one that changes becomes a symbol, equal symbols are sizes equal in both
-runs. Without example inputs, a run needs input ranks and channel counts that the graph enforces.
+runs. Without example inputs, a run needs input ranks and channel counts that the graph enforces. What runs is a copy:
+a module of the caller's may change whatever it holds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from bnfold.errors import UsageError
-from bnfold.frontends.torch.capture import quiet
+from bnfold.frontends.torch.capture import deep_copy, quiet
 from bnfold.frontends.torch.ranks import enforced_channels, enforced_dtypes, enforced_ranks
 from bnfold.frontends.torch.shapes import Facts
 
@@ -90,8 +91,8 @@ def _attempt(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Seen | None:
 
 def _run(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Seen:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder(module, mode)
-    with quiet(), mode, torch.no_grad():
+    recorder = _Recorder(deep_copy(module, {}), mode, module.graph)
+    with quiet(), mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
         recorder.run(*[_fake(mode, each) if isinstance(each, Tensor) else each for each in inputs])
     return recorder.seen
 
@@ -103,8 +104,8 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 class _Recorder(fx.Interpreter):
     """Stored tensors are fake copies: what the graph writes to them is not kept."""
 
-    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
-        super().__init__(module)
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
         self._mode = mode
         self.seen: dict[fx.Node, Tensor] = {}
 

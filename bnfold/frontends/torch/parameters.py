@@ -12,7 +12,6 @@ from bnfold.algebra import LinearOp, Parameters
 from bnfold.frontends.torch.calls import Call
 from bnfold.frontends.torch.constants import Constant, Constants
 from bnfold.frontends.torch.lenses import WEIGHT_NAMES, Form, channels_of, form_of, taps_of
-from bnfold.frontends.torch.shapes import Facts
 from bnfold.graph import Reason
 
 
@@ -43,19 +42,12 @@ def held_by(call: Call, constants: Constants) -> Held | Reason:
     return bias if isinstance(bias, Reason) else Held(form, weight, bias)
 
 
-def read_linear(call: Call, constants: Constants, facts: Facts) -> LinearOp | Reason:
-    """The linear operator of a call, or why it is none."""
-    held = held_by(call, constants)
-    if isinstance(held, Reason):
-        return held
-    rank = facts.rank(call.get(held.form.data))
-    if rank is None or rank <= held.form.spatial:
+def linear_op(held: Held, rank: int | None) -> LinearOp | Reason:
+    """The operator on data of this rank; its thunk captures the tensors."""
+    form, weight, bias = held.form, held.weight, held.bias
+    if rank is None or rank <= form.spatial:
         return Reason.AXIS_UNKNOWN
-    return _linear_op(held.form, held.weight, held.bias, axis=rank - held.form.spatial - 1)
-
-
-def _linear_op(form: Form, weight: Constant, bias: Constant | None, axis: int) -> LinearOp | Reason:
-    """The operator; its thunk captures the tensors."""
+    axis = rank - form.spatial - 1
     in_channels, out_channels = channels_of(form, weight.shape)
     if bias is not None and bias.shape not in ((out_channels,), (1, out_channels), (1,), (1, 1), ()):
         return Reason.NOT_PER_CHANNEL

@@ -25,12 +25,13 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from bnfold.folding import FoldOptions, FoldReport, fold
+from bnfold.folding import FoldOptions, fold
 from bnfold.frontends.torch.capture import quiet
 from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.places import is_inside
 from bnfold.frontends.torch.shapes import proved_facts
 from bnfold.frontends.torch.writeback import Ledger
+from bnfold.outcome import FoldReport
 
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 

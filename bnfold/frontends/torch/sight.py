@@ -14,7 +14,8 @@ from bnfold.graph import Passage, Reason
 from bnfold.travel import Shape
 
 TERMS = frozenset({"add", "sub", "subtract", "rsub"})
-FACTORS = frozenset({"mul", "multiply", "div", "true_divide", "truediv"})
+QUOTIENTS = frozenset({"div", "true_divide", "truediv"})
+FACTORS = QUOTIENTS | {"mul", "multiply"}
 PRODUCTS = frozenset({"matmul", "bmm", "mm"})
 
 Integers = Callable[[Any], list[int] | None]

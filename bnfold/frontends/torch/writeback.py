@@ -91,11 +91,13 @@ class Ledger:
 
     def write(self, node: fx.Node, parameters: NewParameters) -> None:
         """Take note of the new parameters of a function node."""
-        form, weight, bias = parameters.form, parameters.old_weight, parameters.old_bias
+        form, weight, bias, added = parameters.form, parameters.old_weight, parameters.old_bias, parameters.added
         home = self._home(node, weight)
         self._note(node, form.weight, weight, f"{home}.weight", weight.name, parameters.weight)
         if parameters.bias is not None and form.bias is not None:
             self._note(node, form.bias, bias, f"{home}.bias", weight.name, parameters.bias)
+        elif parameters.bias is not None and added is not None:
+            self._note(added.node, added.argument, bias, f"{home}.bias", weight.name, parameters.bias)
         elif parameters.bias is not None:
             self._add_bias(node, f"{home}.bias", weight.name, parameters.bias)
         for scale, value in (("alpha", form.alpha), ("beta", form.beta)):

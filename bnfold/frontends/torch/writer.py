@@ -9,19 +9,24 @@ from typing import Protocol
 import torch
 from torch import fx
 
+from bnfold.frontends.torch.biases import Added
 from bnfold.frontends.torch.constants import Constant
 from bnfold.frontends.torch.lenses import Form
 
 
 @dataclass(frozen=True, eq=False)
 class NewParameters:
-    """What a linear operator shall hold: tensors in the layout of its arguments; no bias where it needs none."""
+    """What a linear operator shall hold: tensors in the layout of its arguments; no bias where it needs none.
+
+    `added` is where the bias is, if the operator has no argument for it and another one adds it.
+    """
 
     form: Form
     old_weight: Constant
     old_bias: Constant | None
     weight: torch.Tensor
     bias: torch.Tensor | None
+    added: Added | None
 
 
 class Writer(Protocol):

@@ -1,0 +1,194 @@
+"""The plan: decisions laid over a graph that is not touched, so that rules see the graph as it will be."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Generic
+
+from bnfold.algebra import ChannelAffine, LinearOp
+from bnfold.graph import Extent, Graph, N, Reading, Reason, Refusal, SharedWeight, Site, Use, V
+from bnfold.merging import Merge
+from bnfold.rules import Step, Taken
+from bnfold.travel import Sum
+
+
+@dataclass
+class Plan(Generic[N, V]):
+    """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched.
+
+    `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
+    `kept` are affines that must stay as they are, and operators that must not take in others. `moved` tells of an
+    operator that was merged which one has taken it in, `left` of a sum which of its terms stay, `unmerged` what is not.
+    """
+
+    graph: Graph[N, V]
+    kept: Set[N] = frozenset()
+    pending: dict[N, LinearOp] = field(default_factory=dict)
+    gone: dict[N, Step[N]] = field(default_factory=dict)
+    taken: list[Taken[N] | Merge[N]] = field(default_factory=list)
+    moved: dict[N, N] = field(default_factory=dict)
+    left: dict[N, tuple[int, ...]] = field(default_factory=dict)
+    unmerged: dict[N, Refusal] = field(default_factory=dict)
+    lowered: dict[N, ChannelAffine] = field(default_factory=dict)
+    partly: dict[N, Step[N]] = field(default_factory=dict)
+    _readings: dict[N, Reading] = field(default_factory=dict)
+
+    def affines(self) -> Sequence[N]:
+        return self.graph.affines()
+
+    def is_norm(self, node: N) -> bool:
+        return self.graph.is_norm(node)
+
+    def extent(self, value: V) -> Extent | None:
+        return self.graph.extent(value)
+
+    def joins(self) -> Sequence[N]:
+        return [node for node in self.graph.joins() if node not in self.moved and not self._is_vanished(node)]
+
+    def position(self, node: N) -> int:
+        return self.graph.position(node)
+
+    def site(self, node: N) -> Site:
+        return self.graph.site(node)
+
+    def data(self, node: N) -> V:
+        """The value the node reads, behind every affine that vanished."""
+        return self._behind(self.graph.data(node))
+
+    def inputs(self, node: N) -> Sequence[V]:
+        values = [self._behind(value) for value in self.graph.inputs(node)]
+        return [values[port] for port in self.left[node]] if node in self.left else values
+
+    def outputs(self, node: N) -> Sequence[V]:
+        return self.graph.outputs(node)
+
+    def result(self, node: N) -> V:
+        return self.graph.result(node)
+
+    def producer(self, value: V) -> N | None:
+        return self.graph.producer(value)
+
+    def uses(self, value: V) -> Sequence[Use[N] | Reason]:
+        """The readers of the value and of every vanished node that reads it."""
+        found: list[Use[N] | Reason] = []
+        values = [value]
+        for current in values:
+            for use in self.graph.uses(current):
+                if isinstance(use, Reason):
+                    found.append(use)
+                elif self._is_vanished(use[0]):
+                    values += [self.graph.outputs(use[0])[0]] * self._stays(*use)
+                elif use[0] not in self.moved and self._stays(*use):
+                    found.append((use[0], self._renumbered(*use)))
+        return found
+
+    def _behind(self, value: V) -> V:
+        while (maker := self.graph.producer(value)) is not None and self._is_vanished(maker):
+            value = self.graph.inputs(maker)[self.left[maker][0]] if maker in self.left else self.graph.data(maker)
+        return value
+
+    def _is_vanished(self, node: N) -> bool:
+        return node in self.gone or len(self.left.get(node, (0, 0))) == 1
+
+    def _stays(self, node: N, port: int | None) -> bool:
+        return node not in self.left or port in self.left[node]
+
+    def _renumbered(self, node: N, port: int | None) -> int | None:
+        return port if port is None or node not in self.left else self.left[node].index(port)
+
+    def read(self, node: N) -> Reading:
+        if node in self.pending:
+            return self.pending[node]
+        if node in self.left:
+            reading = self.original(node)
+            assert isinstance(reading, Sum), "only a sum loses terms"
+            return reading.only(self.left[node])
+        if node in self.lowered:
+            return Reason.NOT_LINEAR
+        reading = self.original(node)
+        return Reason.NOT_LINEAR if node in self.kept and isinstance(reading, ChannelAffine) else reading
+
+    def original(self, node: N) -> Reading:
+        """What the node is in the graph that is not touched."""
+        if node not in self._readings:
+            self._readings[node] = self.graph.read(node)
+        return self._readings[node]
+
+    def fits(self, node: N, op: LinearOp) -> Reason | None:
+        return self.graph.fits(node, op)
+
+    def inserts(self, node: N, op: LinearOp) -> bool:
+        return self.graph.inserts(node, op)
+
+    def shared(self, node: N) -> SharedWeight | None:
+        return self.graph.shared(node)
+
+    def parameter_bytes(self) -> int:
+        return self.graph.parameter_bytes()
+
+    def lowers(self, node: N, affine: ChannelAffine) -> bool:
+        return self.graph.lowers(node, affine)
+
+    def accept(self, step: Step[N]) -> None:
+        """Take a decision into the plan."""
+        self.pending.update(step.writes)
+        self.gone.update(dict.fromkeys(step.affines, step))
+        self.taken.extend(step.taken)
+
+    def merge(self, merge: Merge[N]) -> None:
+        """Take a merge into the plan."""
+        for node in merge.operators:
+            self.pending.pop(node, None)
+            self.moved[node] = merge.into
+        vanished = (*merge.affines, *merge.idle, *(merge.operators if merge.rule == "merge-serial" else ()))
+        self.gone.update(dict.fromkeys(vanished, Step(merge.rule, merge.affines, ((merge.into, merge.op),))))
+        for node, dropped in _by_node(merge.drops).items():
+            ports = self.left.get(node) or tuple(range(len(self.graph.inputs(node))))
+            self.left[node] = tuple(port for index, port in enumerate(ports) if index not in dropped)
+        self.pending[merge.into] = merge.op
+        self.taken.append(merge)
+
+    def taker(self, node: N) -> N:
+        """The operator that holds now what this one took in."""
+        while node in self.moved:
+            node = self.moved[node]
+        return node
+
+    def lower(self, node: N, rest: ChannelAffine, step: Step[N] | None) -> None:
+        """Let a batch norm stay as the affine `rest`, once a step has taken its scale, if one has."""
+        self.lowered[node] = rest
+        if step is not None:
+            self.partly[node] = step
+            self.pending.update(step.writes)
+            self.taken.extend(step.taken)
+
+    def copies(self) -> dict[Hashable, int]:
+        """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes."""
+        rewritten: dict[SharedWeight, list[object]] = {}
+        for node, op in self.pending.items():
+            if weight := self.graph.shared(node):
+                rewritten.setdefault(weight, []).append(op.source)
+        return {
+            weight.key: weight.nbytes * (len(set(versions)) - (len(versions) == weight.readers))
+            for weight, versions in rewritten.items()
+        }
+
+    def commit(self) -> dict[str, tuple[str, ...]]:
+        """The only caller of the verbs: each operator is written once, then each vanished node is bypassed and each
+        merged term dropped, then what stays is lowered; by the name of the batch norm, those of the nodes that it
+        became."""
+        for node, op in self.pending.items():
+            self.graph.write(node, op)
+        for node in self.gone:
+            self.graph.bypass(node)
+        for node in sorted(self.left, key=self.graph.position):
+            self.graph.drop(node, tuple(set(range(len(self.graph.inputs(node)))) - {*self.left[node]}))
+        return {self.site(node).name: self.graph.lower(node, rest) for node, rest in self.lowered.items()}
+
+
+def _by_node(places: Sequence[tuple[N, int]]) -> dict[N, set[int]]:
+    found: dict[N, set[int]] = {}
+    for node, port in places:
+        found.setdefault(node, set()).add(port)
+    return found
