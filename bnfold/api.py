@@ -54,19 +54,18 @@ def fold(
     max_growth: float = 1.10,
     leftover: Literal["keep", "affine"] = "keep",
 ) -> Folded[Any]:
-    """Fold every batch norm that can be folded exactly.
+    """Fold every batch norm that can be folded exactly, and merge linear operators that make one.
 
     `model` is an `nn.Module` in eval mode, a `GraphModule`, an `ExportedProgram`, an `onnx_ir.Model`, an
     `onnx.ModelProto` or the path of a file that holds one. A module is captured by `torch.export` with `example_inputs`
     (a tuple of tensors; their first axis becomes dynamic); without them it is traced symbolically. `include` and
     `exclude` are globs over node or module paths; `max_growth` bounds the copies of shared weights. With
-    `leftover="affine"` a batch norm that stays becomes a product and a sum.
+    `leftover="affine"` a batch norm that stays becomes a product and a sum. With `merge="auto"` parallel branches and
+    chains of linear operators become one operator where that needs no more multiply-adds.
 
     Raises `UsageError` for a module in train mode, `Rejected` for what cannot be read or captured.
     """
-    if merge not in ("auto", "never"):
-        raise UsageError(f"merge is 'auto' or 'never', not {merge!r}")
-    options = _options(include, exclude, max_growth, leftover)
+    options = _options(include, exclude, max_growth, leftover, merge)
     if isinstance(model, str | Path):
         model = load(model)
     if _is_proto(model):
@@ -91,6 +90,7 @@ def export(
     exclude: Iterable[str] = (),
     max_growth: float = 1.10,
     leftover: Literal["keep", "affine"] = "keep",
+    merge: Literal["auto", "never"] = "auto",
     check: bool = True,
 ) -> Run:
     """Write a model as a folded ONNX file and return all that is known of it: `.fold`, `.check`, `.before`, `.after`.
@@ -100,7 +100,7 @@ def export(
     does not agree.
     """
     run = Run("export")
-    options = _options(include, exclude, max_growth, leftover)
+    options = _options(include, exclude, max_growth, leftover, merge)
     output, checks = OutputOptions(Path(out)), CheckOptions(enabled=check)
     if isinstance(model, str | Path):
         pipeline.run_export(run, Path(model), fold_options=options, output=output, check=checks, opset=opset)
@@ -164,11 +164,17 @@ def save(model: Any, path: str | Path) -> None:
 
 
 def _options(
-    include: Iterable[str], exclude: Iterable[str], max_growth: float, leftover: Literal["keep", "affine"]
+    include: Iterable[str],
+    exclude: Iterable[str],
+    max_growth: float,
+    leftover: Literal["keep", "affine"],
+    merge: Literal["auto", "never"],
 ) -> FoldOptions:
+    if merge not in ("auto", "never"):
+        raise UsageError(f"merge is 'auto' or 'never', not {merge!r}")
     if leftover not in ("keep", "affine"):
         raise UsageError(f"leftover is 'keep' or 'affine', not {leftover!r}")
-    return FoldOptions(tuple(include), tuple(exclude), max_growth, leftover)
+    return FoldOptions(tuple(include), tuple(exclude), max_growth, leftover, merge)
 
 
 def _side(model: Any, example_inputs: Sequence[Any] | None) -> Side:

@@ -31,7 +31,7 @@ class FoldOptions:
     exclude: tuple[str, ...] = ()
     max_growth: float = 1.10
     leftover: Literal["keep", "affine"] = "keep"
-    merge: Literal["auto", "never"] = "never"
+    merge: Literal["auto", "never"] = "auto"
 
 
 def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport:
@@ -56,7 +56,7 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
 
 
 def decide(
-    graph: Graph[N, V], refused: Mapping[N, Refusal], *, merge: bool = False
+    graph: Graph[N, V], refused: Mapping[N, Refusal], *, merge: bool = True
 ) -> tuple[Plan[N, V], dict[N, Refusal]]:
     """The fixpoint of the rules, nothing touched: the plan, and why each affine outside it stays.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
-from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
+from bnfold.graph import Extent, Reading, Reason, SharedWeight, Site, Use
 from bnfold.travel import Concat, Gate, Same, Split, Sum
 
 Operator = Callable[[Sequence[Array]], Sequence[Array]]
@@ -111,6 +111,12 @@ class Dictionary:
     def parameter_bytes(self) -> int:
         return WEIGHT_BYTES * len({cell.weight for cell in self.cells.values() if cell.weight})
 
+    def extent(self, value: str) -> Extent | None:
+        return Extent(CHANNELS, 4 * CHANNELS)
+
+    def joins(self) -> Sequence[str]:
+        return [name for name, cell in self.cells.items() if isinstance(cell.reading, (Sum, LinearOp))]
+
     def lowers(self, node: str, affine: ChannelAffine) -> bool:
         return node not in self.full and bool(np.isfinite(affine.shift).all())
 
@@ -120,12 +126,29 @@ class Dictionary:
 
     def bypass(self, node: str) -> None:
         self.verbs.append(("bypass", node))
-        gone = self.cells.pop(node)
+        self._vanish(node, self.cells[node].data)
+
+    def _vanish(self, node: str, data: str) -> None:
+        del self.cells[node]
         self._readers.clear()
         for name, cell in self.cells.items():
-            beside = tuple(gone.data if value == node else value for value in cell.beside)
-            self.cells[name] = replace(cell, data=gone.data if cell.data == node else cell.data, beside=beside)
-        self.ends = tuple(gone.data if output == node else output for output in self.ends)
+            beside = tuple(data if value == node else value for value in cell.beside)
+            self.cells[name] = replace(cell, data=data if cell.data == node else cell.data, beside=beside)
+        self.ends = tuple(data if output == node else output for output in self.ends)
+
+    def drop(self, node: str, ports: tuple[int, ...]) -> None:
+        self.verbs.append(("drop", node))
+        cell = self.cells[node]
+        left = [value for port, value in enumerate(cell.inputs) if port not in ports]
+        assert isinstance(cell.reading, Sum), "only a sum has terms"
+        signs = [sign for port, sign in enumerate(cell.reading.signs) if port not in ports]
+        total: Operator = lambda values: [sum(s * v for s, v in zip(signs, values, strict=True))]  # noqa: E731
+        reading = cell.reading.only([port for port in range(len(cell.inputs)) if port not in ports])
+        self.cells[node] = replace(cell, data=left[0], beside=tuple(left[1:]), reading=reading, run=total)
+        self._readers.clear()
+        if len(left) == 1:
+            self.verbs.append(("bypass", node))
+            self._vanish(node, left[0])
 
     def lower(self, node: str, affine: ChannelAffine) -> tuple[str, ...]:
         self.verbs.append(("lower", node))

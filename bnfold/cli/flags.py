@@ -184,7 +184,7 @@ class FoldFlags:
     exclude: Annotated[Texts, _fold("--exclude", metavar="GLOB", help="Not these batch norms; repeatable.")] = field(
         default_factory=list
     )
-    merge: Annotated[Literal["auto", "never"], _fold("--merge", help="Merge parallel branches.")] = "auto"
+    merge: Annotated[Literal["auto", "never"], _fold("--merge", help="Merge linear branches.")] = "auto"
     leftover: Annotated[
         Literal["keep", "affine"],
         _fold("--leftover", help="A batch norm that stays: as it is, or as Mul and Add for runtimes without one."),
@@ -200,7 +200,8 @@ class FoldFlags:
         """As the engine takes them."""
         from bnfold.folding import FoldOptions
 
-        return FoldOptions(tuple(self.include), tuple(self.exclude), self.max_growth, self.leftover)
+        include, exclude = tuple(self.include), tuple(self.exclude)
+        return FoldOptions(include, exclude, self.max_growth, self.leftover, self.merge)
 
     def output(self, out: Path | None) -> OutputOptions:
         """What is written, and where."""

@@ -51,6 +51,8 @@ def _headline(report: Report) -> Text:
 def _blocks(report: Report) -> Iterator[RenderableType]:
     if report.run.fold and report.run.fold.outcomes:
         yield from _affines(report)
+    if report.run.fold and report.run.fold.merges:
+        yield _merges(report)
     if report.run.before:
         yield _changes(report)
     if report.run.check:
@@ -75,6 +77,14 @@ def _affines(report: Report) -> Iterator[RenderableType]:
         yield Text(others)
     for group in tables.left(report):
         yield Group(*_reason(group))
+
+
+def _merges(report: Report) -> Table:
+    grid = _table("merged into", "what went", "multiply-adds saved")
+    grid.columns[2].justify = "right"
+    for cells in tables.merges(report):
+        grid.add_row(*(Text(cell) for cell in cells))
+    return grid
 
 
 def _reason(group: tables.Left) -> Iterator[RenderableType]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bnfold.errors import BnfoldError
 from bnfold.model import ModelFacts
-from bnfold.outcome import Outcome
+from bnfold.outcome import Merged, Outcome, Unmerged
 from bnfold.reports.environment import environment, tool_version
 from bnfold.reports.report import SCHEMA, Report, identified, others_folded
 from bnfold.run import FileRecord, Finding, Run
@@ -53,7 +53,8 @@ def document(report: Report) -> dict[str, Any]:
         "environment": environment(run),
         "summary": _summary(run),
         "affines": [_affine(identity, outcome) for identity, outcome in identified(run.fold)],
-        "merges": [],
+        "merges": [_merge(merged) for merged in run.fold.merges] if run.fold else [],
+        "unmerged": [_unmerged(each) for each in run.fold.unmerged] if run.fold else [],
         "check": _check(run.check) if run.check else None,
         "bench": _bench(run.bench) if run.bench else None,
         "findings": [_finding(finding) for finding in run.findings],
@@ -100,7 +101,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "affines": len(run.fold.outcomes) if run.fold else None,
         "affines_folded": run.fold.folded + others_folded(run.fold) if run.fold else None,
         "folded": run.fold.folded if run.fold else None,
-        "merged": 0 if run.fold else None,
+        "merged": len(run.fold.merges) if run.fold else None,
         "left": run.fold.left if run.fold else None,
         **{
             name: {"before": _count(run.before, name), "after": _count(run.after, name)}
@@ -111,6 +112,23 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _count(facts: ModelFacts | None, name: str) -> int | None:
     return None if facts is None else cast("int | None", getattr(facts, name))
+
+
+def _merge(merged: Merged) -> dict[str, Any]:
+    return {
+        "rule": merged.rule,
+        "nodes": [site.name for site in merged.nodes],
+        "into": merged.into.name,
+        "module": merged.into.module,
+        "macs_saved": merged.macs_saved,
+        "parameters_saved": merged.parameters_saved,
+        "activation_bytes_saved": merged.activation_bytes_saved,
+        "cancellation": merged.cancellation,
+    }
+
+
+def _unmerged(each: Unmerged) -> dict[str, Any]:
+    return {"node": each.site.name, "reason": each.refusal.reason.code, "blocker": each.refusal.blocker}
 
 
 def _affine(identity: str, outcome: Outcome) -> dict[str, Any]:

@@ -140,13 +140,20 @@ def _fold_headline(report: Report) -> str:
     total, taken = len(fold.norms), _taken(fold)
     if report.exit_code in _CUT_SHORT and report.run.output is None:
         return f"Failed after folding {taken}."
-    folds = fold.folded or others_folded(fold)
+    if fold.merges:
+        taken += f" and merged {plural(len(fold.merges), 'operator')}"
+    folds = fold.folded or others_folded(fold) or fold.merges
     if report.run.command == "inspect":
-        return f"{taken} would fold." if folds else _nothing(total)
+        return f"{_would(fold)}." if folds else _nothing(total)
     verdict = VERDICT_WORDS[check.verdict] if check else "not checked"
     if not folds:
         return _nothing(total) if check is None else f"{_nothing(total)[:-1]}; {verdict}."
     return f"Folded {taken}; {verdict}."
+
+
+def _would(fold: FoldReport) -> str:
+    merges = f"; branches would merge into {plural(len(fold.merges), 'operator')}" if fold.merges else ""
+    return f"{_taken(fold)} would fold{merges}"
 
 
 def _taken(fold: FoldReport) -> str:

@@ -18,6 +18,7 @@ from bnfold.verify.result import Layer
 
 MAX_ROWS = 24
 MAX_BLOCKERS = 3
+MAX_MERGES = 8
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,19 @@ def blocked_by(group: Left) -> str | None:
     if not group.blockers:
         return None
     return _some(group.blockers)
+
+
+def merges(report: Report) -> Iterator[tuple[str, str, str]]:
+    """Per merge: the operator that stays, what went into it, and the multiply-adds that this saved; then a line about
+    those that are not shown."""
+    everything = report.run.fold.merges if report.run.fold else ()
+    for merged in everything[:MAX_MERGES]:
+        went = [title(site) if len(merged.nodes) < MAX_BLOCKERS else clean(site.name) for site in merged.nodes]
+        yield title(merged.into), _some(went), number(merged.macs_saved)
+    if len(everything) > MAX_MERGES:
+        rest = everything[MAX_MERGES:]
+        saved = [merged.macs_saved for merged in rest if merged.macs_saved is not None]
+        yield f"… and {len(rest)} more (see --report)", "", number(sum(saved) if len(saved) == len(rest) else None)
 
 
 def changes(run: Run) -> Iterator[tuple[str, str, str]]:

@@ -28,14 +28,27 @@ from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.origin import Leaf, names_of
-from bnfold.outcome import FoldReport
+from bnfold.outcome import Absorbed, FoldReport
 from bnfold.verify.derivation import Taken, derived, distance, rows_of
 from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Contradiction, Expressions, Incomplete
 from bnfold.verify.leftover import is_stored, terms_of, with_own_sums
+from bnfold.verify.merged import Affined, Grid, Made, Merger, affines, is_merged, operators, reach, replay
 from bnfold.verify.result import Layer, Status
 
 Array = NDArray[Any]
 Record = StoredLinear | StoredNorm | StoredAffine
+
+
+@dataclass(frozen=True)
+class Whole:
+    """How an operator came to be that others were merged into."""
+
+    made: Made
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return affines(self.made)
+
 
 HALF_ULP = 0.5 + 2.0**-20
 _CHUNK = 1 << 18
@@ -89,11 +102,16 @@ def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int)
 
 
 def _findings(
-    report: FoldReport, taken: Mapping[str, Taken], original: Evidence, folded: Evidence, seed: int
-) -> Iterator[tuple[Finding, Taken]]:
-    for node, affines in taken.items():
+    report: FoldReport, taken: Mapping[str, Taken | Whole], original: Evidence, folded: Evidence, seed: int
+) -> Iterator[tuple[Finding, Taken | Whole]]:
+    for node, what in taken.items():
         if node not in original.unread & folded.unread:
-            yield _worst_of(node, affines, original, folded, seed), affines
+            worst = (
+                _worst_of(node, what, original, folded, seed)
+                if isinstance(what, Taken)
+                else _worst_of_merged(node, what, original, folded, seed)
+            )
+            yield worst, what
     for outcome in report.outcomes:
         if is_stored(folded, outcome):
             name = outcome.site.name
@@ -108,11 +126,13 @@ def _layer(status: Status, because: str, **more: Any) -> Layer:
     return Layer("L1", status, because, **more)
 
 
-def _summary(original: Evidence, taken: Mapping[str, Taken], report: FoldReport) -> str:
-    same = len(original.linears.keys() - taken.keys())
+def _summary(original: Evidence, taken: Mapping[str, Taken | Whole], report: FoldReport) -> str:
+    merged = {name for what in taken.values() if isinstance(what, Whole) for name in operators(what.made)}
+    same = len(original.linears.keys() - taken.keys() - merged)
     untouched = f"{same} untouched {_operators(same)} identical"
     vanished, lowered = _vanished(report), sum(outcome.lowered for outcome in report.outcomes)
     again = [f"{vanished} derived again in {len(taken)} {_operators(len(taken))}"] * bool(vanished)
+    again += [f"{len(merged)} operators merged into {len(merged & taken.keys())} derived again"] * bool(merged)
     again += [f"{_counted(lowered, 'batch norm')} as product and sum derived again"] * bool(lowered)
     if not again:
         return f"nothing was folded; {untouched}"
@@ -133,31 +153,35 @@ def _operators(count: int) -> str:
     return "operator" if count == 1 else "operators"
 
 
-def _rejected(found: Finding, affines: Taken) -> Layer:
+def _rejected(found: Finding, what: Taken | Whole) -> Layer:
+    parts = what.names if isinstance(what, Taken) else (*operators(what.made), *what.names)
     return _layer(
         Status.FAIL,
         f"{found.tensor} of {found.node}, channel {found.channel}, is {found.ulps:.3g} ulp from what "
-        f"{' and '.join(affines.names)} give",
+        f"{' and '.join(parts)} give",
         figure=found.ulps,
         limit=HALF_ULP,
-        affine=affines.names[0],
+        affine=what.names[0] if what.names else None,
         channel=found.channel,
     )
 
 
-def _collect(report: FoldReport) -> dict[str, Taken]:
-    """By operator: on each side the affine taken in first is next to it."""
-    taken: dict[str, Taken] = {}
-    for each in report.absorbed:
-        if each.operator is None:
-            continue
-        so_far, origin = taken.get(each.operator, Taken()), (each.origin,)
-        is_behind = each.side == "after"
-        taken[each.operator] = Taken(so_far.after + origin * is_behind, so_far.before + origin * (not is_behind))
+def _collect(report: FoldReport) -> dict[str, Taken | Whole]:
+    """By operator what went into it: affines on both sides, the one taken in first next to it, or other operators."""
+    return {name: Whole(made) if is_merged(made) else _sides(made) for name, made in replay(report.absorbed).items()}
+
+
+def _sides(made: Made) -> Taken:
+    taken = Taken()
+    while isinstance(made, Affined):
+        after, before = (made.origin,) * made.behind, (made.origin,) * (not made.behind)
+        taken, made = Taken(after + taken.after, before + taken.before), made.of
     return taken
 
 
-def _reconcile(report: FoldReport, taken: Mapping[str, Taken], expressions: Expressions, unread: Set[str]) -> None:
+def _reconcile(
+    report: FoldReport, taken: Mapping[str, Taken | Whole], expressions: Expressions, unread: Set[str]
+) -> None:
     """Raise `Contradiction` unless the outcomes and what was taken in tell the same story."""
     moved = [outcome for outcome in report.outcomes if outcome.folded or outcome.partly]
     into = {outcome.site.name: {site.name for site in outcome.into} for outcome in moved}
@@ -166,26 +190,30 @@ def _reconcile(report: FoldReport, taken: Mapping[str, Taken], expressions: Expr
     for name, operator in sorted(entered):
         if name in reported and operator not in into.get(name, ()):
             raise Contradiction(f"{operator} took in {name}, which is not reported as folded into it", name)
-    cancelled = [each.origin for each in report.absorbed if each.operator is None]
+    cancelled = [each.origin for each in report.absorbed if isinstance(each, Absorbed) and each.operator is None]
     for origin in cancelled:
         if not expressions.is_identity(origin):
             names = names_of(origin)
             raise Contradiction(f"{' and '.join(names)} do not cancel, yet they are reported to", names[0])
     accounted = unread | {name for name, _ in entered} | {name for origin in cancelled for name in names_of(origin)}
-    for name, operators in into.items():
-        if idle := sorted(operators - taken.keys()):
+    for name, takers in into.items():
+        if idle := sorted(takers - taken.keys()):
             raise Contradiction(f"{name} is reported as folded into {idle[0]}, which took nothing in", name)
         if name not in accounted and not expressions.is_identity(Leaf(name)):
             raise Contradiction(f"{name} is reported as folded, but no operator took it in", name)
 
 
-def _untouched(original: Evidence, folded: Evidence, report: FoldReport, taken: Mapping[str, Taken]) -> Layer | None:
+def _untouched(
+    original: Evidence, folded: Evidence, report: FoldReport, taken: Mapping[str, Taken | Whole]
+) -> Layer | None:
     """What is wrong with the operators that took nothing in and the affines that stay, if anything."""
     gone = {outcome.site.name for outcome in report.outcomes if outcome.folded}
-    gone |= {name for affines in taken.values() for name in affines.names}
+    gone |= {name for what in taken.values() for name in what.names}
+    merged = {name for what in taken.values() if isinstance(what, Whole) for name in operators(what.made)}
+    gone |= merged - taken.keys()
     gone |= {outcome.site.name for outcome in report.outcomes if outcome.lowered}
-    biases = {original.linears[node].added for node in taken}
-    if still := sorted(gone & (folded.norms.keys() | folded.affines.keys())):
+    biases = {original.linears[node].added for node in taken.keys() | merged}
+    if still := sorted(gone & (folded.norms.keys() | folded.affines.keys() | folded.linears.keys())):
         return _layer(Status.FAIL, f"{still[0]} is reported as folded but still in the model", affine=still[0])
     before: dict[str, Any] = {**original.linears, **original.norms, **original.affines}
     after: dict[str, Any] = {**folded.linears, **folded.norms, **folded.affines}
@@ -225,7 +253,7 @@ def _changed(original: Evidence, folded: Evidence) -> str | None:
 def _identical(first: Record, second: Record) -> bool:
     """The same numbers, bit for bit where both store them; no bias is a bias of zeros, however it was spelt."""
     if isinstance(first, StoredLinear) and isinstance(second, StoredLinear):
-        facts = [(op.layout, op.groups, op.alpha, op.weight.shape) for op in (first, second)]
+        facts = [(op.layout, op.groups, op.alpha, op.weight.shape, op.window) for op in (first, second)]
         return facts[0] == facts[1] and _same(first.weight, second.weight) and _same(_offset(first), _offset(second))
     return type(first) is type(second) and all(
         _same(np.asarray(value), np.asarray(getattr(second, name))) for name, value in first.__dict__.items()
@@ -247,7 +275,8 @@ def _worst_of(node: str, affines: Taken, original: Evidence, folded: Evidence, s
     before, after = original.linears[node], folded.linears[node]
     if before.added in affines.names:
         before = replace(before, bias=None)
-    if (before.layout, before.groups, before.weight.shape) != (after.layout, after.groups, after.weight.shape):
+    facts = [(op.layout, op.groups, op.weight.shape, op.window) for op in (before, after)]
+    if facts[0] != facts[1]:
         raise Incomplete(f"{node} is another operator in the folded model")
     if not np.isfinite(before.weight).all():
         raise Incomplete(f"the original weight of {node} is not finite")
@@ -260,6 +289,48 @@ def _worst_of(node: str, affines: Taken, original: Evidence, folded: Evidence, s
         findings += [finding for rows, inputs in sample for finding in comparison.over(rows, exact, inputs)]
         worst = max(findings, key=_severity, default=worst)
     return worst
+
+
+def _worst_of_merged(node: str, whole: Whole, original: Evidence, folded: Evidence, seed: int) -> Finding:
+    """As `_worst_of`, for an operator that other operators went into."""
+    if node not in folded.linears:
+        raise Incomplete(f"the folded model has no stored weights for {node}")
+    after = folded.linears[node]
+    names = [op.added for name in operators(whole.made) if (op := original.linears.get(name)) and op.added]
+    linears = {name: replace(op, bias=None) if op.added in whole.names else op for name, op in original.linears.items()}
+    stored = replace(original, linears=linears) if names else original
+    mergers = [Merger(stored, Expressions(original, number)) for number in (EXTENDED, EXACT)]
+    if mergers[0].reach(whole.made) != reach(after):
+        raise Contradiction(f"{node} does not move as the operators do that were merged into it")
+    findings = [
+        finding for rows in _chunks(after) for finding in _compared(node, whole, mergers[0], after, rows, slice(None))
+    ]
+    worst = max(findings, key=_severity, default=Finding(node, "weight", 0, 0.0))
+    if worst.ulps <= HALF_ULP and len(rows_of(after).channels):
+        channel = random.Random(f"{seed}/{node}").randrange(len(rows_of(after).channels))
+        rows, inputs = slice(channel, channel + 1), slice(_FEW_INPUTS)
+        findings += _compared(node, whole, mergers[1], after, rows, inputs, bias=False)
+        worst = max(findings, key=_severity)
+    return worst
+
+
+def _compared(
+    node: str, whole: Whole, merger: Merger, after: StoredLinear, rows: slice, inputs: slice, *, bias: bool = True
+) -> list[Finding]:
+    """The worst weight and the worst bias among some rows of a merged operator."""
+    number, now = merger.expressions.number, rows_of(after).select(rows, inputs)
+    exact = merger.numbers(whole.made, Grid.of(after, rows, inputs))
+    losses = ROUNDING * max(exact.steps, 1)
+    compared = [("weight", now.taps, exact.taps / number.scalar(after.alpha or 1.0), exact.taps_terms)]
+    if bias:
+        compared.append(("bias", now.bias, exact.bias / number.scalar(after.beta or 1.0), exact.bias_terms))
+    findings = []
+    for tensor, stored, value, terms in compared:
+        ulps = distance(stored, value, losses * np.abs(terms.astype(np.float64)), number)
+        if ulps.size:
+            row = int(np.argmax(ulps)) * len(now.channels) // ulps.size
+            findings.append(Finding(node, tensor, int(now.channels[row]), float(ulps.max())))
+    return findings
 
 
 def _severity(finding: Finding) -> float:

@@ -170,7 +170,7 @@ def offsets_of(op: StoredLinear) -> list[Offset]:
     return list(product(*axes))
 
 
-def _reach(op: StoredLinear) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def reach(op: StoredLinear) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The stride, and how many more places than the input has a window may start from."""
     if op.window is None:
         return (), ()
@@ -204,7 +204,7 @@ class Merger:
         """Stride and excess of an expression; those of every term of a sum must be equal."""
         match made:
             case Stored(name):
-                return _reach(self._record(name))
+                return reach(self._record(name))
             case Affined(of):
                 return self.reach(of)
             case Behind(second, first):
@@ -324,8 +324,9 @@ class Merger:
         for low in np.unique(start):
             rows = np.flatnonzero(start == low)
             channels, reads = np.arange(low, low + each), grid.reads[rows[0]]
-            ends = (np.full(each, bound) for bound in (grid.first[rows[0]], grid.stop[rows[0]]))
-            inner_grid = Grid(channels, np.broadcast_to(reads, (each, len(reads))), *ends, self._offsets(first))
+            first_read, stop = (np.full(each, bound[rows[0]]) for bound in (grid.first, grid.stop))
+            spread = np.broadcast_to(reads, (each, len(reads)))
+            inner_grid = Grid(channels, spread, first_read, stop, self._offsets(first))
             inner = self.numbers(first, inner_grid)
             steps = max(steps, outer.steps + inner.steps + each)
             for tap, place in enumerate(outer_offsets):

@@ -221,7 +221,11 @@ class _Reader:
             result: Stored = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
         except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
             return None  # what cannot be computed now fails in the same way when the model runs
-        return result if result.dtype.kind in "iub" else result.astype(np.float64)
+        return result if result.dtype.kind in "iub" and not _casts_to_float(node) else result.astype(np.float64)
+
+
+def _casts_to_float(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in walking.FLOATS
 
 
 def _one_node(node: ir.Node, names: list[str], version: int) -> onnx.ModelProto:
@@ -229,8 +233,7 @@ def _one_node(node: ir.Node, names: list[str], version: int) -> onnx.ModelProto:
     proto = ir.serde.serialize_node(node)
     del proto.input[:]
     proto.input.extend(names)
-    to_float = node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in walking.FLOATS
-    if to_float or node.op_type == "CastLike":
+    if _casts_to_float(node) or node.op_type == "CastLike":
         proto.op_type = "Identity"
         del proto.attribute[:]
     inputs = [onnx.helper.make_empty_tensor_value_info(name) for name in names]

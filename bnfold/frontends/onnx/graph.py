@@ -146,7 +146,7 @@ class OnnxGraph:
         sizes = [] if shape is None else [size for size in (1, *shape[1:]) if isinstance(size, int)]
         if shape is None or dtype is None or len(sizes) != len(shape):
             return None
-        return Extent(prod(sizes), prod(sizes) * dtype.itemsize)
+        return Extent(prod(sizes), int(prod(sizes) * dtype.itemsize))
 
     def joins(self) -> Sequence[ir.Node]:
         names = ("Add", "Sub", "Sum", *lenses.SPELLINGS)

@@ -88,6 +88,26 @@ def ownership(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> Ownership:
     return Ownership(frozenset(fresh), written)
 
 
+def as_reshapes(value: fx.Node, modules: Mapping[str, nn.Module]) -> None:
+    """Let those who view a value, or a view of it, take it in any memory layout: it is another one than it was."""
+    waiting, seen = [value], {value}
+    for current in waiting:
+        for reader in current.users:
+            if reader in seen or current not in _effect(reader, modules).aliases:
+                continue
+            seen.add(reader)
+            waiting.append(reader)
+            if reader.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+                reader.target = torch.ops.aten.reshape.default
+            elif reader.op == "call_method" and reader.target == "view" and not _views_dtype(reader):
+                reader.target = "reshape"
+
+
+def _views_dtype(node: fx.Node) -> bool:
+    """Whether `view` gives the bits another type, not the numbers another shape."""
+    return "dtype" in node.kwargs or any(isinstance(argument, torch.dtype) for argument in node.args)
+
+
 def written_state(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> frozenset[str]:
     """The names of the tensors that called modules may change: their buffers in train mode; all, if code is foreign."""
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}

@@ -17,6 +17,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from bnfold.window import Window
+
 aten = torch.ops.aten
 
 
@@ -169,6 +171,18 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
     args = [*node.args, *filled, None][: max(len(node.args), position + 1)]
     args[position] = value
     node.args = tuple(args)
+
+
+def set_window(node: fx.Node, window: Window, groups: int) -> None:
+    """Give a convolution another window."""
+    if not window.kernel:
+        return
+    if isinstance(node.target, torch._ops.OpOverload) and node.target._overloadname == "padding":
+        node.target = getattr(aten, node.target._schema.name.split("::")[1]).default  # the one that takes numbers
+    sizes = {"stride": window.stride, "padding": window.before, "dilation": window.dilation}
+    for name, values in sizes.items():
+        set_argument(node, name, list(values))
+    set_argument(node, "groups", groups)
 
 
 def _module_call(node: fx.Node, module: nn.Module) -> Call | None:

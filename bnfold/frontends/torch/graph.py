@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from bnfold.frontends.torch.constants import FLOATS, Constant, Constants, is_qua
 from bnfold.frontends.torch.elementwise import elementwise_affines
 from bnfold.frontends.torch.elementwise import read as read_elementwise
 from bnfold.frontends.torch.frozen import frozen_norms
-from bnfold.frontends.torch.lenses import is_norm, norm_of, weight_of
+from bnfold.frontends.torch.lenses import LENSES, is_norm, norm_of, weight_of
 from bnfold.frontends.torch.parameters import Held, held_by, is_computed_product, linear_op, weight_readers
 from bnfold.frontends.torch.passages import makes_tuple, passage_of
 from bnfold.frontends.torch.places import module_path, source_line
@@ -35,9 +36,10 @@ from bnfold.frontends.torch.shapes import Facts
 from bnfold.frontends.torch.sight import QUOTIENTS, Sight, inputs_of
 from bnfold.frontends.torch.spelling import spell
 from bnfold.frontends.torch.writer import NewParameters, Writer
-from bnfold.graph import Reading, Reason, SharedWeight, Site, Use
+from bnfold.graph import Extent, Reading, Reason, SharedWeight, Site, Use
 from bnfold.rules import compose
 
+_JOINS = frozenset(("add", "sub", "subtract", "rsub", *LENSES))
 _SHAPE_GIVERS = ("view_as", "reshape_as", "expand_as")
 
 
@@ -103,6 +105,8 @@ class TorchGraph:
             return self._data_of(self._frozen[node])
         if node in self._elementwise:
             return self._data_of(node)
+        if self._crossed(node) is not None:
+            return self._inputs_now(node)[0]
         call = self.call(node)
         assert call is not None, "only affines and linear operators have data"
         value = call.get(self._data_name(call))
@@ -150,6 +154,9 @@ class TorchGraph:
     def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
         with np.errstate(all="ignore"):  # what is not finite is refused below
             parameters = op.evaluate()
+        window, own = op.window, self._held(node).form.window
+        if window is not None and window != own and window.before != window.after:
+            return Reason.WINDOWS_DIFFER  # torch pads both sides alike
         for numbers, dtype in zip((parameters.taps, parameters.bias), self._held(node).dtypes, strict=True):
             largest = np.abs(numbers).max(initial=0.0)
             if not np.isfinite(largest):
@@ -173,6 +180,17 @@ class TorchGraph:
         tensors = [tensor for tensor in self.constants.tensors.values() if tensor.layout is torch.strided]
         return sum({tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
+    def extent(self, value: fx.Node) -> Extent | None:
+        shape, dtype = self._facts.shape(value), self._facts.dtype(value)
+        sizes = [] if shape is None else [size for size in (1, *shape[1:]) if isinstance(size, int)]
+        if shape is None or dtype is None or len(sizes) != len(shape):
+            return None
+        return Extent(prod(sizes), prod(sizes) * dtype.itemsize)
+
+    def joins(self) -> Sequence[fx.Node]:
+        calls = ((node, self.call(node) or self._spelt[node]) for node in self.graph.nodes)
+        return [node for node, call in calls if call is not None and call.operator in _JOINS]
+
     def lowers(self, node: fx.Node, affine: ChannelAffine) -> bool:
         terms = self._terms(node, affine)
         return bool(terms) and all(bool(term.isfinite().all()) for term in terms.values())
@@ -183,15 +201,25 @@ class TorchGraph:
         held = self._held(node)
         form, weight, bias = held.form, held.weight, held.bias
         parameters, dtypes, device = op.evaluate(), held.dtypes, weight.tensor.device
-        new_weight = rounded(weight_of(form, parameters.taps, weight.shape), dtypes[0]).to(device)
+        kernel = weight.shape[2:] if op.window is None else op.window.kernel
+        new_weight = rounded(weight_of(form, parameters.taps, kernel), dtypes[0]).to(device)
         new_bias = rounded(parameters.bias, dtypes[1]).to(device)
         needless = bias is None and not new_bias.any()
         added = self._added.get(node)
-        self.writer.write(node, NewParameters(form, weight, bias, new_weight, None if needless else new_bias, added))
+        new = NewParameters(form, weight, bias, new_weight, None if needless else new_bias, added)
+        if op.window is not None and (op.window, op.groups) != (form.window, form.groups):
+            new = replace(new, window=op.window, groups=op.groups)
+        self.writer.write(node, new)
         self._forget()
 
     def bypass(self, node: fx.Node) -> None:
-        self.writer.bypass(node, self.result(node), self.data(node))
+        last = self._added[node].node if node in self._added else node
+        self.writer.bypass(last, self.result(node), self.data(node))
+        self._forget()
+
+    def drop(self, node: fx.Node, ports: tuple[int, ...]) -> None:
+        (left,) = (value for port, value in enumerate(self._inputs_now(node)) if port not in ports)
+        self.writer.bypass(node, node, left)
         self._forget()
 
     def lower(self, node: fx.Node, affine: ChannelAffine) -> tuple[str, ...]:
@@ -221,9 +249,10 @@ class TorchGraph:
 
     # how it is read
 
-    def is_scaling(self, node: fx.Node) -> bool:
-        """Whether the node is the multiplication of a frozen batch norm."""
-        return node in self._scalings
+    def may_go(self, node: fx.Node) -> bool:
+        """Whether the node does nothing but make its value, so that it goes with its last reader."""
+        known = self._spelt.get(node) is not None or self.call(node) is not None
+        return known and node not in self.pinned
 
     def call(self, node: fx.Node) -> Call | None:
         if node not in self._calls:
@@ -283,6 +312,12 @@ class TorchGraph:
         assert call is not None, "an elementwise affine is spelt"
         data: fx.Node = call.get(self._elementwise[node].operand)
         return data
+
+    def _inputs_now(self, node: fx.Node) -> Sequence[fx.Node]:
+        """What a passage maps now: other nodes once those that it read are gone."""
+        call = spell(node, self.modules)
+        assert call is not None, "a passage is spelt"
+        return inputs_of(call)
 
     def _crossed(self, node: fx.Node) -> Call | None:
         """The call of a node that is to be read as a passage: an operator without constant weights."""

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from bnfold.frontends.torch.calls import hooked
-from bnfold.frontends.torch.capture import deep_copy, is_lazy
+from bnfold.frontends.torch.capture import deep_copy
 from bnfold.frontends.torch.constants import storage_of
 
 M = TypeVar("M", bound=nn.Module)

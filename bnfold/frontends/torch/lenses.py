@@ -20,9 +20,13 @@ from torch import fx
 from bnfold.algebra import Array, ChannelAffine
 from bnfold.frontends.torch.calls import CONVOLUTIONS, NORMS, TRANSPOSED, Call, words
 from bnfold.graph import Reason, batch_norm
+from bnfold.window import Window
 
 Shape = tuple[int, ...]
 Layout = Literal["conv", "conv_transpose", "matmul", "linear"]
+
+NO_WINDOW = Window()
+"""That of a matrix product: no axes, one tap."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Form:
     """Where a linear operator keeps what: the names of its arguments and the layout of its weight.
 
     `spatial` is the number of axes behind the channel axis (0: the channel axis is the last one). `alpha` scales the
-    product and `beta` the bias when the operator runs.
+    product and `beta` the bias when the operator runs. `window` is None where the arguments do not tell it.
     """
 
     layout: Layout
@@ -42,6 +46,7 @@ class Form:
     bordered: bool = False
     alpha: float = 1.0
     beta: float = 1.0
+    window: Window | None = NO_WINDOW
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,32 @@ def _convolution(call: Call, shape: Shape) -> Form | Reason:
         groups=call.get("groups", 1),
         spatial=len(shape) - 2,
         bordered=_spreads(call, shape) if transposed else _pads(call, shape),
+        window=_window(call, shape[2:], transposed),
     )
+
+
+def _window(call: Call, kernel: Shape, transposed: bool) -> Window | None:
+    """Where the taps of a convolution sit; another border than zeros, or another way round, is like itself alone."""
+    axes = len(kernel)
+    stride, dilation = (_per_axis(call.get(name, 1), axes) for name in ("stride", "dilation"))
+    padding = call.get("padding", 0)
+    before = after = _per_axis(0 if isinstance(padding, str) else padding, axes)
+    if stride is None or dilation is None or before is None or after is None:
+        return None
+    if padding == "same":
+        spans = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        before, after = tuple(span // 2 for span in spans), tuple(span - span // 2 for span in spans)
+    mode = call.get("padding_mode", "zeros")
+    extra = (str(call.get("output_padding", 0)), str(call.get("output_size"))) if transposed else None
+    fixed = None if extra is None and (mode == "zeros" or not any(before + after)) else (mode, extra)
+    return Window(tuple(kernel), stride, dilation, before, after, fixed)
+
+
+def _per_axis(value: Any, axes: int) -> Shape | None:
+    """One integer per spatial axis, however few were given."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    sizes = given * axes if len(given) == 1 else given
+    return sizes if len(sizes) == axes and all(type(size) is int for size in sizes) else None
 
 
 def _pads(call: Call, shape: Shape) -> bool:
@@ -153,12 +183,11 @@ def taps_of(form: Form, weight: Array) -> Array:
     return (weight if form.layout == "linear" else weight.T)[None, :, :, None]
 
 
-def weight_of(form: Form, taps: Array, shape: Shape) -> Array:
-    """The inverse of `taps_of`, for a weight of this shape."""
-    if form.layout == "conv":
-        return taps.reshape(shape)
-    if form.layout == "conv_transpose":
-        return taps.transpose(0, 2, 1, 3).reshape(shape)
+def weight_of(form: Form, taps: Array, kernel: Shape) -> Array:
+    """The inverse of `taps_of`, for a kernel of this shape."""
+    stored = taps.transpose(0, 2, 1, 3) if form.layout == "conv_transpose" else taps
+    if form.layout in ("conv", "conv_transpose"):
+        return stored.reshape(stored.shape[0] * stored.shape[1], stored.shape[2], *kernel)
     return taps[0, :, :, 0] if form.layout == "linear" else taps[0, :, :, 0].T
 
 

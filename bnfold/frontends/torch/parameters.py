@@ -58,7 +58,9 @@ def linear_op(held: Held, rank: int | None) -> LinearOp | Reason:
         return Parameters(taps, np.broadcast_to(offset, (out_channels,)))
 
     source = (weight.key, weight.transposed, None if bias is None else bias.key, form)
-    return LinearOp(in_channels, out_channels, form.groups, axis, axis, form.bordered, source, stored)
+    return LinearOp(
+        in_channels, out_channels, form.groups, axis, axis, form.bordered, source, stored, window=form.window
+    )
 
 
 def weight_readers(calls: Iterable[Call], constants: Constants) -> dict[Hashable, int]:

@@ -43,11 +43,11 @@ def passage_of(sight: Sight) -> Passage | Reason:
 
 
 def _identity(sight: Sight) -> Passage:
-    return Same()
+    return Same(idle=True)
 
 
 def _dropout(sight: Sight) -> Passage | Reason:
-    return Same() if sight.call.get("training", True) is False else Reason.NOT_LINEAR
+    return Same(idle=True) if sight.call.get("training", True) is False else Reason.NOT_LINEAR
 
 
 def _cast(sight: Sight) -> Passage | Reason:

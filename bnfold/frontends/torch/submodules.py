@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from bnfold.frontends.torch.program import laid_out_as
 from bnfold.frontends.torch.writeback import Ledger
 from bnfold.frontends.torch.writer import NewParameters
+from bnfold.window import Window
 
 
 class ModuleShelf:
@@ -103,7 +104,6 @@ class ModuleWriter:
     module: fx.GraphModule
     ledger: Ledger
     calls: dict[fx.Node, NewParameters] = field(default_factory=dict)
-    erased: list[str] = field(default_factory=list)
     twins: dict[Any, list[nn.Parameter]] = field(default_factory=dict)
 
     def write(self, node: fx.Node, parameters: NewParameters) -> None:
@@ -113,13 +113,9 @@ class ModuleWriter:
             self.ledger.write(node, parameters)
 
     def bypass(self, node: fx.Node, result: fx.Node, value: fx.Node) -> None:
-        if node.op == "call_module":
-            self.erased.append(str(node.target))
         self.ledger.bypass(node, result, value)
 
     def lower(self, node: fx.Node, result: fx.Node, value: fx.Node, terms: Mapping[str, Tensor]) -> tuple[str, ...]:
-        if node.op == "call_module":
-            self.erased.append(str(node.target))
         return self.ledger.lower(node, result, value, terms)
 
     def settle(self) -> None:
@@ -136,7 +132,7 @@ class ModuleWriter:
             self._settle_module(nodes, set(known))
         self.ledger.settle()
         readers = _readers(self.module.graph)
-        for target in dict.fromkeys(self.erased):
+        for target in dict.fromkeys(self.ledger.erased):
             if target not in readers:
                 self.module.delete_submodule(target)
 
@@ -169,6 +165,8 @@ class ModuleWriter:
         old = part._parameters["weight"]
         assert old is not None, "a linear module has a weight"
         part._parameters["weight"] = self._parameter(new.old_weight.key, old, new.weight)
+        if new.window is not None:
+            _set_window(part, new.window, new.groups, new.weight.shape)
         if new.bias is not None:
             key = ("bias", new.old_weight.key) if new.old_bias is None else new.old_bias.key
             part._parameters["bias"] = self._parameter(key, old, new.bias)
@@ -181,6 +179,15 @@ class ModuleWriter:
                 return twin
         twins.append(nn.Parameter(laid_out_as(tensor, old), requires_grad=old.requires_grad))
         return twins[-1]
+
+
+def _set_window(part: Any, window: Window, groups: int, shape: torch.Size) -> None:
+    """The attributes of a convolution that was merged."""
+    channels = (shape[0], shape[1] * groups)
+    part.in_channels, part.out_channels = channels if part.transposed else channels[::-1]
+    part.kernel_size, part.stride, part.dilation = window.kernel, window.stride, window.dilation
+    part.padding, part.groups = window.before, groups
+    part._reversed_padding_repeated_twice = [size for size in reversed(window.before) for _ in range(2)]
 
 
 def _same(one: NewParameters, other: NewParameters) -> bool:

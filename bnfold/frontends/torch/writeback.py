@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from bnfold.frontends.torch.aliasing import reads_shape_only
-from bnfold.frontends.torch.calls import set_argument, tensor_arguments
+from bnfold.frontends.torch.aliasing import as_reshapes, reads_shape_only
+from bnfold.frontends.torch.calls import set_argument, set_window, tensor_arguments
 from bnfold.frontends.torch.constants import Constant, Constants, memory
 from bnfold.frontends.torch.graph import TorchGraph
 from bnfold.frontends.torch.places import module_path, module_type
@@ -70,11 +70,13 @@ class Assignment:
 
 @dataclass
 class Ledger:
-    """What is to be written to the arguments of function nodes; the `Writer` of both dialects."""
+    """What is to be written to the arguments of function nodes; the `Writer` of both dialects. `erased` are the modules
+    whose call is gone."""
 
     graph: TorchGraph
     shelf: Shelf
     assignments: list[Assignment] = field(default_factory=list)
+    erased: list[str] = field(default_factory=list)
     _tied: dict[Hashable, list[str]] = field(default_factory=dict)
     _gone: set[fx.Node] = field(default_factory=set)
     _moved: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class Ledger:
             self._note(added.node, added.argument, bias, f"{home}.bias", weight.name, parameters.bias)
         elif parameters.bias is not None:
             self._add_bias(node, f"{home}.bias", weight.name, parameters.bias)
+        if parameters.window is not None:
+            set_window(node, parameters.window, parameters.groups)
         for scale, value in (("alpha", form.alpha), ("beta", form.beta)):
             if value != 1:
                 set_argument(node, scale, 1)
@@ -108,6 +112,7 @@ class Ledger:
         """Let the readers of `result` read `value`; remove the node, and the constants that only it has read."""
         self._moved |= {user: value for user in result.users if self._written_by(user) is result}
         result.replace_all_uses_with(value)
+        as_reshapes(value, self.graph.modules)
         self.shelf.rename(result.name, value.name)
         self._erase(node)
 
@@ -145,16 +150,18 @@ class Ledger:
             node.graph.erase_node(item)
         inputs = node.all_input_nodes
         node.graph.erase_node(node)
+        self.erased += [str(node.target)] * (node.op == "call_module")
         for each in inputs:
             if self.constants.is_constant(each):
                 self._release(each)
-            elif not each.users and self.graph.is_scaling(each):
+            elif not each.users and not each._erased and self.graph.may_go(each):
                 self._erase(each)
 
     def settle(self) -> None:
         """Store every new tensor and let its readers read it."""
         for writer, value in self._moved.items():
-            self._protect(value, writer)
+            if not writer._erased:
+                self._protect(value, writer)
         groups: dict[Hashable, list[Assignment]] = {}
         for assignment in self.assignments:
             groups.setdefault(assignment.group, []).append(assignment)

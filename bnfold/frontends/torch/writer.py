@@ -12,13 +12,15 @@ from torch import fx
 from bnfold.frontends.torch.biases import Added
 from bnfold.frontends.torch.constants import Constant
 from bnfold.frontends.torch.lenses import Form
+from bnfold.window import Window
 
 
 @dataclass(frozen=True, eq=False)
 class NewParameters:
     """What a linear operator shall hold: tensors in the layout of its arguments; no bias where it needs none.
 
-    `added` is where the bias is, if the operator has no argument for it and another one adds it.
+    `added` is where the bias is, if the operator has no argument for it and another one adds it. `window` and `groups`
+    are those of a convolution that was merged, None where they stay.
     """
 
     form: Form
@@ -27,6 +29,8 @@ class NewParameters:
     weight: torch.Tensor
     bias: torch.Tensor | None
     added: Added | None
+    window: Window | None = None
+    groups: int = 1
 
 
 class Writer(Protocol):
