@@ -40,6 +40,8 @@ EXAMPLES: dict[Reason, str] = {
     Reason.MIXED_SIGN_MAXPOOL: "bn(max_pool(conv(x))) with gamma = [0.9, -0.3]: -0.3 * max(x) is not max(-0.3 * x)",
     Reason.TOO_FAR: "a batch norm behind a chain of more than 200 additions, none of them linear",
     Reason.NO_GAIN: "y = x + c, read by two MatMuls that no bias follows: one Add would become two",
+    Reason.WINDOWS_DIFFER: "nn.Conv2d(8, 8, 3, stride=2, padding=1)(x) + nn.Conv2d(8, 8, 3)(x)",
+    Reason.MORE_WORK: "nn.Linear(8, 64) behind nn.Linear(64, 8): one matrix of 64 by 64 is four times their work",
     Reason.NOT_READ: "a batch norm of an auxiliary head that was cut off",
 }
 

@@ -23,12 +23,23 @@ USUAL_EPSILON = (1e-7, 1e-2)
 # The smallest number of full precision, by the name of its type.
 SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 
+LARGE_CANCELLATION = 1000.0
+"""The terms of a merged kernel are so many times larger than their sum."""
+
 Channels = NDArray[np.bool_]
 
 
 def findings(original: Evidence, folded: Evidence, report: FoldReport) -> list[Finding]:
     """What is unusual about the batch norms, and about the parameters that folding made."""
-    return [*_statistics(original, report), *_subnormals(original, folded, report)]
+    return [*_statistics(original, report), *_subnormals(original, folded, report), *_cancelled(report)]
+
+
+def _cancelled(report: FoldReport) -> Iterator[Finding]:
+    for merged in report.merges:
+        if merged.cancellation is not None and merged.cancellation >= LARGE_CANCELLATION:
+            name, bits = merged.into.module or merged.into.name, np.log2(merged.cancellation)
+            message = f"the branches merged into {name} cancel: {bits:.0f} bits of some kernel are lost"
+            yield Finding("cancellation", "warning", message, "compare the outputs, or use --merge never")
 
 
 def _statistics(original: Evidence, report: FoldReport) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ the sentence that every rendering begins with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -140,20 +140,22 @@ def _fold_headline(report: Report) -> str:
     total, taken = len(fold.norms), _taken(fold)
     if report.exit_code in _CUT_SHORT and report.run.output is None:
         return f"Failed after folding {taken}."
-    if fold.merges:
-        taken += f" and merged {plural(len(fold.merges), 'operator')}"
-    folds = fold.folded or others_folded(fold) or fold.merges
-    if report.run.command == "inspect":
-        return f"{_would(fold)}." if folds else _nothing(total)
+    folds, merges = fold.folded or others_folded(fold), plural(len(fold.merges), "operator")
     verdict = VERDICT_WORDS[check.verdict] if check else "not checked"
-    if not folds:
+    if report.run.command == "inspect":
+        done = [f"{taken} would fold"] * bool(folds) + [f"linear operators would merge into {merges}"] * bool(
+            fold.merges
+        )
+        return _sentence(done) if done else _nothing(total)
+    done = [f"folded {taken}"] * bool(folds) + [f"merged linear operators into {merges}"] * bool(fold.merges)
+    if not done:
         return _nothing(total) if check is None else f"{_nothing(total)[:-1]}; {verdict}."
-    return f"Folded {taken}; {verdict}."
+    return _sentence([" and ".join(done), verdict])
 
 
-def _would(fold: FoldReport) -> str:
-    merges = f"; branches would merge into {plural(len(fold.merges), 'operator')}" if fold.merges else ""
-    return f"{_taken(fold)} would fold{merges}"
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _taken(fold: FoldReport) -> str:

@@ -115,8 +115,9 @@ def merges(report: Report) -> Iterator[tuple[str, str, str]]:
     those that are not shown."""
     everything = report.run.fold.merges if report.run.fold else ()
     for merged in everything[:MAX_MERGES]:
-        went = [title(site) if len(merged.nodes) < MAX_BLOCKERS else clean(site.name) for site in merged.nodes]
-        yield title(merged.into), _some(went), number(merged.macs_saved)
+        went = Counter(clean(site.op) for site in merged.nodes)
+        told = ", ".join(op if count == 1 else f"{count} {op}" for op, count in went.items())
+        yield title(merged.into), told, number(merged.macs_saved)
     if len(everything) > MAX_MERGES:
         rest = everything[MAX_MERGES:]
         saved = [merged.macs_saved for merged in rest if merged.macs_saved is not None]

@@ -166,7 +166,9 @@ class ModuleWriter:
         assert old is not None, "a linear module has a weight"
         part._parameters["weight"] = self._parameter(new.old_weight.key, old, new.weight)
         if new.window is not None:
-            _set_window(part, new.window, new.groups, new.weight.shape)
+            _set_window(part, new.window, new.groups)
+        if new.weight.shape != old.shape:
+            _set_channels(part, new.weight.shape)
         if new.bias is not None:
             key = ("bias", new.old_weight.key) if new.old_bias is None else new.old_bias.key
             part._parameters["bias"] = self._parameter(key, old, new.bias)
@@ -181,10 +183,17 @@ class ModuleWriter:
         return twins[-1]
 
 
-def _set_window(part: Any, window: Window, groups: int, shape: torch.Size) -> None:
-    """The attributes of a convolution that was merged."""
-    channels = (shape[0], shape[1] * groups)
+def _set_channels(part: Any, shape: torch.Size) -> None:
+    """The attributes of a linear module that say the shape of its weight."""
+    if isinstance(part, nn.Linear):
+        part.out_features, part.in_features = shape
+        return
+    channels = (shape[0], shape[1] * part.groups)
     part.in_channels, part.out_channels = channels if part.transposed else channels[::-1]
+
+
+def _set_window(part: Any, window: Window, groups: int) -> None:
+    """The attributes of a convolution that say where its taps sit."""
     part.kernel_size, part.stride, part.dilation = window.kernel, window.stride, window.dilation
     part.padding, part.groups = window.before, groups
     part._reversed_padding_repeated_twice = [size for size in reversed(window.before) for _ in range(2)]
