@@ -38,12 +38,14 @@ class StoredAffine:
 
 @dataclass(frozen=True)
 class StoredWindow:
-    """The attributes of a convolution, each with one entry per spatial axis; `before` and `after` count padding."""
+    """The attributes of a convolution, one entry per spatial axis each; `before` and `after` count padding, `extra`
+    is what a transposed one adds to its output, or the size of that."""
 
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    extra: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

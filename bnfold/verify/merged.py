@@ -157,12 +157,14 @@ class Numbers:
 
 
 def offsets_of(op: StoredLinear) -> list[Offset]:
-    """Where each tap sits, in the order in which the taps are stored."""
+    """Where each tap sits, in the order in which the taps are stored; of a transposed convolution just its number."""
     if op.layout in ("matmul", "linear"):
         return [()]
-    if op.layout != "conv" or op.window is None:
+    if op.window is None:
         raise Incomplete("an operator was merged whose window is not known")
     kernel, window = op.weight.shape[2:], op.window
+    if op.layout == "conv_transpose":
+        return list(product(*map(range, kernel)))
     axes = [
         [tap * step - before for tap in range(taps)]
         for taps, step, before in zip(kernel, window.dilation, window.before, strict=True)
@@ -171,10 +173,13 @@ def offsets_of(op: StoredLinear) -> list[Offset]:
 
 
 def reach(op: StoredLinear) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The stride, and how many more places than the input has a window may start from."""
+    """The stride, and how many more places than the input has a window may start from: what decides the size of the
+    output. Of a transposed convolution all there is."""
     if op.window is None:
         return (), ()
     window = op.window
+    if op.layout == "conv_transpose":
+        return window.stride, (*window.dilation, *window.before, *window.after, *window.extra)
     sizes = zip(window.before, window.after, window.dilation, op.weight.shape[2:], strict=True)
     return window.stride, tuple(before + after - step * (taps - 1) for before, after, step, taps in sizes)
 

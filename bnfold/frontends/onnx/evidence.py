@@ -82,7 +82,8 @@ def _window(attributes: Mapping[str, Any], kernel: tuple[int, ...]) -> StoredWin
         border = np.multiply(dilation, np.subtract(kernel, 1))
         before = (border + (mode == "SAME_LOWER")) // 2
         after = border - before
-    return StoredWindow(stride, dilation, tuple(map(int, before)), tuple(map(int, after)))
+    extra = (*attributes.get("output_padding", ()), *attributes.get("output_shape", ()))
+    return StoredWindow(stride, dilation, tuple(map(int, before)), tuple(map(int, after)), extra)
 
 
 class _Reader:

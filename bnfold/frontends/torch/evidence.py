@@ -6,7 +6,7 @@ float64. No lens is used here, so that an error in a lens shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.operator_schemas import normalize_function
 
-from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm
+from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredWindow
 from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.casting import converted_tensor
 from bnfold.frontends.torch.constants import with_dtype
@@ -142,7 +142,32 @@ def _linear(name: str, arguments: dict[str, Any], values: _Values) -> StoredLine
         groups=arguments.get("groups", 1),
         alpha=float(arguments.get("alpha", 1)),
         beta=float(arguments.get("beta", 1)),
+        window=_window(arguments, weight.shape[2:]) if layout.startswith("conv") else None,
     )
+
+
+def _window(arguments: dict[str, Any], kernel: Sequence[int]) -> StoredWindow | None:
+    """What the arguments say of a window; None where they are no plain numbers."""
+    names = ("stride", "padding", "dilation", "output_padding")
+    defaults = dict(zip(names, (1, 0, 1, 0), strict=True))
+    given = {name: arguments.get(name, defaults[name]) for name in names}
+    padding = given.pop("padding")
+    sizes = {name: _spread(value, len(kernel)) for name, value in given.items()}
+    if padding == "same":
+        border = [step * (size - 1) for step, size in zip(sizes["dilation"], kernel, strict=True)]
+        before, after = tuple(size // 2 for size in border), tuple(size - size // 2 for size in border)
+    else:
+        before = after = _spread(0 if padding == "valid" else padding, len(kernel))
+    every = (*sizes["stride"], *sizes["dilation"], *before, *sizes["output_padding"])
+    if not all(isinstance(size, int) for size in every):
+        return None
+    return StoredWindow(sizes["stride"], sizes["dilation"], before, after, sizes["output_padding"])
+
+
+def _spread(value: Any, axes: int) -> tuple[Any, ...]:
+    """One number per spatial axis."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * axes if len(values) == 1 else values
 
 
 class _Values:
