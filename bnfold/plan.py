@@ -44,7 +44,7 @@ class Plan(Generic[N, V]):
         return self.graph.extent(value)
 
     def joins(self) -> Sequence[N]:
-        return [node for node in self.graph.joins() if node not in self.moved and not self._is_vanished(node)]
+        return [node for node in self.graph.joins() if node not in self.moved and not self._is_idle(node)]
 
     def position(self, node: N) -> int:
         return self.graph.position(node)
@@ -90,6 +90,10 @@ class Plan(Generic[N, V]):
 
     def _is_vanished(self, node: N) -> bool:
         return node in self.gone or len(self.left.get(node, (0, 0))) == 1
+
+    def _is_idle(self, node: N) -> bool:
+        """Whether nothing is left to do: it vanished, or no term of it stays."""
+        return self._is_vanished(node) or self.left.get(node) == ()
 
     def _stays(self, node: N, port: int | None) -> bool:
         return node not in self.left or port in self.left[node]
@@ -146,8 +150,18 @@ class Plan(Generic[N, V]):
         for node, dropped in _by_node(merge.drops).items():
             ports = self.left.get(node) or tuple(range(len(self.graph.inputs(node))))
             self.left[node] = tuple(port for index, port in enumerate(ports) if index not in dropped)
+        for node, port in merge.drops:
+            self._leave(self._behind(self.graph.inputs(node)[port]))
         self.pending[merge.into] = merge.op
         self.taken.append(merge)
+
+    def _leave(self, value: V) -> None:
+        """A sum that nobody reads any more has no terms, nor have those in it."""
+        maker = self.graph.producer(value)
+        if maker is not None and isinstance(self.original(maker), Sum) and not self.uses(value):
+            inner, self.left[maker] = self.inputs(maker), ()
+            for each in inner:
+                self._leave(each)
 
     def taker(self, node: N) -> N:
         """The operator that holds now what this one took in."""
@@ -182,7 +196,7 @@ class Plan(Generic[N, V]):
             self.graph.write(node, op)
         for node in self.gone:
             self.graph.bypass(node)
-        for node in sorted(self.left, key=self.graph.position):
+        for node in sorted((node for node, ports in self.left.items() if ports), key=self.graph.position):
             self.graph.drop(node, tuple(set(range(len(self.graph.inputs(node)))) - {*self.left[node]}))
         return {self.site(node).name: self.graph.lower(node, rest) for node, rest in self.lowered.items()}
 

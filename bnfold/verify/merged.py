@@ -175,8 +175,10 @@ def offsets_of(op: StoredLinear) -> list[Offset]:
 def reach(op: StoredLinear) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The stride, and how many more places than the input has a window may start from: what decides the size of the
     output. Of a transposed convolution all there is."""
-    if op.window is None:
+    if op.layout in ("matmul", "linear"):
         return (), ()
+    if op.window is None:
+        raise Incomplete("an operator was merged whose window is not known")
     window = op.window
     if op.layout == "conv_transpose":
         return window.stride, (*window.dilation, *window.before, *window.after, *window.extra)
