@@ -12,6 +12,15 @@ deep networks see only the average, and what they make of that is rounding error
     NAME.pt2    the same program, with a dynamic batch
     NAME.npz    two inputs of different batch sizes, and what the network in float64 answers
     NAME.json   what was built, and with what
+
+`build_default` adds what torch's exporter writes at its defaults, and, of an architecture whose class can merge its own
+branches (`reparameterizable`), `build_own` what comes of that:
+
+    NAME.default.onnx       the program exported with dynamo=True, optimize=True
+    NAME.own.onnx           the network after timm's reparameterize_model, exported with optimize=False
+    NAME.own.default.onnx   the same with optimize=True
+    NAME.own.pt2            the same as a program
+    NAME.own.json           how exact the method of the class is, and what was built with what
 """
 
 from __future__ import annotations
@@ -49,6 +58,7 @@ SMALLER_INPUTS = {"convmixer_768_32": (3, 96, 96)}
 CALIBRATION_BATCH = 16
 BATCHES = (2, 3)
 PARAMETERS_AT_MOST = 30_000_000
+EXACT = 1e-9
 _declared: list[torch.library.Library] = []
 
 
@@ -164,11 +174,9 @@ def build(name: str, cache: Path, seed: int = 0) -> dict[str, Any]:
 def write(name: str, network: nn.Module, images: Tensor, cache: Path) -> dict[str, Any]:
     """Write both exports and the answers in float64; the network is in float64 afterwards."""
     inputs = [part.clone() for part in images.split([*BATCHES, len(images) - sum(BATCHES)])[: len(BATCHES)]]
-    program = torch.export.export(network, (inputs[0],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    program = exported(network, inputs[0])
     torch.export.save(program, cache / f"{name}.pt2")
-    exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
-    assert exported is not None, "the exporter returns a program unless it is given a file"
-    exported.save(cache / f"{name}.onnx")
+    write_onnx(program, cache / f"{name}.onnx", optimize=False)
     proto = onnx.load(cache / f"{name}.onnx", load_external_data=False)
     network.double()
     answers = [network(images.double()) for images in inputs]
@@ -184,6 +192,79 @@ def write(name: str, network: nn.Module, images: Tensor, cache: Path) -> dict[st
         "batch_norm_nodes": sum(node.op_type == "BatchNormalization" for node in proto.graph.node),
         "opset": next(each.version for each in proto.opset_import if each.domain == ""),
     }
+
+
+def exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The network as a program with a dynamic batch."""
+    return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path, *, optimize: bool) -> None:
+    found = torch.onnx.export(program, dynamo=True, optimize=optimize, verbose=False)
+    assert found is not None, "the exporter returns a program unless it is given a file"
+    found.save(path)
+
+
+def reparameterizable(network: nn.Module) -> bool:
+    """Whether timm's reparameterize_model finds something to do."""
+    return any(hasattr(module, verb) for module in network.modules() for verb in ("fuse", "reparameterize"))
+
+
+def build_default(name: str, cache: Path) -> Path:
+    """What torch's exporter makes of the program of `build` at its defaults."""
+    program, target = cache / f"{name}.pt2", cache / f"{name}.default.onnx"
+    if not target.exists() or target.stat().st_mtime < program.stat().st_mtime:
+        with quiet():
+            write_onnx(torch.export.load(program), target, optimize=True)
+    return target
+
+
+def build_own(name: str, cache: Path, seed: int = 0) -> dict[str, Any]:
+    """Build what the class makes of the network that `build` has built, with the very same numbers."""
+    record = cache / f"{name}.own.json"
+    wanted = {"name": name, "seed": seed, "torch": torch.__version__, "timm": timm().__version__}
+    if record.exists():
+        found: dict[str, Any] = json.loads(record.read_text())
+        if wanted.items() <= found.items():
+            return found
+    with quiet():
+        network: nn.Module = timm().create_model(name, pretrained=False).eval()
+        network.load_state_dict(torch.export.load(cache / f"{name}.pt2").state_dict)
+        stored = np.load(cache / f"{name}.npz")
+        facts = wanted | write_own(name, network, stored, cache)
+    record.write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+@torch.no_grad()
+def write_own(name: str, network: nn.Module, stored: Any, cache: Path) -> dict[str, Any]:
+    """Write the exports, and say how far the class is from the answers if it computes in float64 from the start."""
+    if not reparameterizable(network):
+        raise Unusable("its class has no method to merge branches")
+    from timm.utils.model import reparameterize_model
+
+    example = torch.from_numpy(stored["x0"])
+    own = reparameterize_model(network)
+    program = exported(own, example)
+    torch.export.save(program, cache / f"{name}.own.pt2")
+    for optimize in (False, True):
+        write_onnx(program, cache / f"{name}.own{'.default' if optimize else ''}.onnx", optimize=optimize)
+    with in_float64():  # some classes make new layers of the default type
+        exact = reparameterize_model(network.double())(example.double()).numpy()
+    difference = np.abs(exact - stored["y0"]).max() / np.abs(stored["y0"]).max()
+    if not difference < EXACT:
+        raise Unusable(f"its class changes what it computes by {difference:.1e} in float64")
+    return {"difference": float(difference)}
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager
@@ -204,12 +285,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--default", action="store_true", help="what torch's exporter writes at its defaults, too")
+    parser.add_argument("--own", action="store_true", help="what the class itself makes of its branches, too")
     parser.add_argument("--draw", type=int, metavar="N", help="instead: N names drawn from timm, and those passed over")
     arguments = parser.parse_args()
     if arguments.draw:
         print(json.dumps(drawn(arguments.draw, arguments.seed)))
     for name in arguments.names:
-        print(json.dumps(build(name, arguments.cache, arguments.seed)), flush=True)
+        facts = build(name, arguments.cache, arguments.seed)
+        if arguments.default:
+            build_default(name, arguments.cache)
+        if arguments.own:
+            facts |= {"own": build_own(name, arguments.cache, arguments.seed)}
+        print(json.dumps(facts), flush=True)
 
 
 def drawn(number: int, seed: int) -> list[tuple[str, str | None]]:

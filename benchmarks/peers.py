@@ -19,6 +19,10 @@ from typing import Any
 
 sys.dont_write_bytecode = True
 
+# How torch.onnx.export was called, and what merges branches by the network's own code, in the words of the tables.
+PLAIN, DEFAULT = "dynamo=True, optimize=False", "dynamo=True, optimize=True"
+OWN = "reparameterize_model"
+
 
 def with_bnfold(source: Path, target: Path) -> None:
     import bnfold
@@ -26,6 +30,13 @@ def with_bnfold(source: Path, target: Path) -> None:
     folded = bnfold.fold(source)
     bnfold.save(folded.model, target)
     target.with_suffix(".rows.json").write_text(json.dumps(rows(folded.report)))
+
+
+def with_bnfold_alone(source: Path, target: Path) -> None:
+    """Folded and not merged."""
+    import bnfold
+
+    bnfold.save(bnfold.fold(source, merge="never").model, target)
 
 
 def with_onnxscript(source: Path, target: Path) -> None:
@@ -84,6 +95,7 @@ def with_onnxruntime_extended(source: Path, target: Path) -> None:
 
 CONTENDERS: dict[str, Callable[[Path, Path], None]] = {
     "bnfold": with_bnfold,
+    "bnfold, merge never": with_bnfold_alone,
     "onnxscript": with_onnxscript,
     "onnxsim": with_onnxsim,
     "onnxscript+onnxsim": with_both,

@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ import numpy as np
 import torch
 from networks import quiet
 from peers import error, rows
+from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 import bnfold
+
+SUMS = ("add", "sub")
+LINEAR = (*SUMS, "mul", "div", "batch_norm", "linear", "matmul", "dropout", "clone", "alias")
 
 
 def measure(name: str, cache: Path) -> dict[str, Any]:
@@ -33,8 +39,7 @@ def measure(name: str, cache: Path) -> dict[str, Any]:
         loaded = torch.export.load(Path(folder) / "folded.pt2")
     stored = np.load(cache / f"{name}.npz")
     answers = run(folded.model, stored)
-    return {
-        "batch_norms": batch_norm_calls(folded.model),
+    return asdict(count(folded.model)) | {
         "error_before": worst(run(program, stored), stored),
         "error": worst(answers, stored),
         "loads": all(np.array_equal(one, other) for one, other in zip(answers, run(loaded, stored), strict=True)),
@@ -43,8 +48,35 @@ def measure(name: str, cache: Path) -> dict[str, Any]:
     }
 
 
-def batch_norm_calls(program: ExportedProgram) -> int:
-    return sum("batch_norm" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+@dataclass(frozen=True)
+class Counts:
+    """What is left in a program, by the same terms as in `counting.py`."""
+
+    convolutions: int
+    batch_norms: int
+    branch_sums: int
+    compute_nodes: int
+
+
+def count(program: ExportedProgram) -> Counts:
+    """A node computes if it makes tensors out of an input of the user."""
+    given = set(program.graph_signature.user_inputs)
+    running: dict[Node, Node] = {node: node for node in program.graph.nodes if node.name in given}
+    convolutions = batch_norms = branch_sums = compute_nodes = 0
+    for node in program.graph.nodes:
+        inputs = [each for each in node.all_input_nodes if each in running]
+        if node.op != "call_function" or not inputs or not isinstance(node.meta.get("val"), Tensor | tuple | list):
+            continue
+        name = getattr(node.target, "_opname", str(node.target)).removesuffix("_")
+        roots = {running[each] for each in inputs}
+        is_sum, is_convolution = name in SUMS and len(inputs) > 1, "conv" in name
+        is_linear = is_sum or (len(inputs) == 1 and (is_convolution or name in LINEAR))
+        running[node] = roots.pop() if is_linear and len(roots) == 1 else node
+        branch_sums += is_sum and running[node] is not node
+        convolutions += is_convolution
+        batch_norms += "batch_norm" in name
+        compute_nodes += name != "getitem"
+    return Counts(convolutions, batch_norms, branch_sums, compute_nodes)
 
 
 @torch.no_grad()

@@ -4,6 +4,9 @@
     python benchmarks/zoo.py --cache zoo --models levit_128s --contenders bnfold
     python benchmarks/zoo.py --cache zoo --contenders bnfold --check            exit 1 if bnfold leaves more than it may
     python benchmarks/zoo.py --cache zoo --markdown zoo.md --json zoo.json
+    python benchmarks/zoo.py --cache zoo --doc docs/zoo.md      the page of the documentation
+    python benchmarks/zoo.py --cache zoo --contenders bnfold --known zoo.json --doc docs/zoo.md
+                                                                the same, with the rows of other tools from before
 
 None of what this needs is needed by bnfold or by its tests. In an environment with bnfold[all]:
 
@@ -32,6 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo_document import PROGRAM, document
+
 HERE = Path(__file__).resolve().parent
 MODELS = (
     "resnet50",
@@ -50,14 +55,11 @@ MODELS = (
 PEERS = ("onnxscript", "onnxsim", "onnxslim", "onnxoptimizer", "onnxruntime")
 # "bnfold" is `bnfold.fold` and `bnfold.save` from Python, the other is `bnfold fold --no-check`.
 CONTENDERS = ("bnfold", "bnfold fold", *PEERS)
-PROGRAM = "exported program"
 OPTIONAL = ("onnxruntime-extended", "onnxscript+onnxsim")
 BATCH_NORMS_AT_MOST = {
     "densenet121": 62,
     "resnetv2_50": 17,
     "convmixer_768_32": 64,
-    "repvgg_a0": 17,
-    "mobileone_s0": 35,
 }
 NODES_AT_MOST = {
     "resnet50": 122,
@@ -65,6 +67,8 @@ NODES_AT_MOST = {
     "densenet121": 368,
     "resnetv2_50": 139,
     "convmixer_768_32": 229,
+    "repvgg_a0": 47,
+    "mobileone_s0": 89,
 }
 # Folding in float64 and rounding once changes the error of a network by chance, up or down.
 ERROR_RATIO_AT_MOST = 10
@@ -264,6 +268,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", type=Path, help="write the tables here too")
     parser.add_argument("--json", type=Path, help="write all that was measured, with a row for every affine")
+    parser.add_argument("--known", type=Path, nargs="*", default=(), help="rows of --json, unless measured again now")
+    parser.add_argument("--doc", type=Path, help="write docs/zoo.md here")
     parser.add_argument("--check", action="store_true", help="exit 1 if bnfold exceeds a limit")
     return parser.parse_args()
 
@@ -283,6 +289,9 @@ def main() -> None:
         options.markdown.write_text(text + "\n")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
+    if options.doc:
+        known = [row for path in options.known for row in json.loads(path.read_text())]
+        options.doc.write_text(document([*known, *rows]))
     if options.check and (found := violations(rows)):
         raise SystemExit("\n".join(["", "Over the limits:", *found]))
 

@@ -126,7 +126,7 @@ class _Tree(Generic[N, V]):
 
 def merge_branches(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
     """`Σ ± linearᵢ(x)`: legal where outputs have one shape and nobody else reads them. None where nothing is alike."""
-    if not isinstance(graph.read(node), Sum) or _is_inner(graph, node):
+    if not isinstance(graph.read(node), Sum) or not graph.uses(graph.outputs(node)[0]) or _is_inner(graph, node):
         return None
     tree, refusal = _Tree.of(graph, node), None
     groups: dict[V, list[Branch[N, V]]] = {}
@@ -144,7 +144,7 @@ def merge_branches(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
 def merge_serial(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
     """`second(first(x))`: legal where nobody else reads what is between. None where nothing linear is in front."""
     second = graph.read(node)
-    if not isinstance(second, LinearOp):
+    if not isinstance(second, LinearOp) or not graph.uses(graph.result(node)):
         return None
     value, idle = _behind_idle(graph, graph.data(node))
     front = graph.producer(value)
@@ -160,6 +160,8 @@ def merge_serial(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
     op = composed(second, first)
     if isinstance(op, Reason):
         return refuse(op)
+    if op.in_axis != second.in_axis:
+        return refuse(Reason.AXIS_DIFFERS)
     saved = work(first) + work(second) - work(op)
     if saved < 0 or any(excess > 0 for excess in (second.window.excess if second.window else ())):
         return refuse(Reason.MORE_WORK)
@@ -262,22 +264,33 @@ def _merged(tree: _Tree[N, V], data: V, group: Sequence[Branch[N, V]]) -> Merge[
     graph, refusal = tree.graph, Refusal(Reason.WINDOWS_DIFFER)
     if Reason.MUTATED_IN_PLACE in graph.uses(data):
         return Refusal(Reason.MUTATED_IN_PLACE)
-    for host in _hosts(graph, group):
-        answer = _into(tree, host, [branch for branch in group if branch is not host])
+    ordered = _ordered(graph, group)
+    for host in ordered:
+        op = None if host.operator is None else graph.read(host.operator)
+        if not isinstance(op, LinearOp) or op.window is None:
+            continue
+        answer = _into(tree, host, [branch for branch in ordered if branch is not host])
         if isinstance(answer, Merge):
             return answer
         refusal = answer
     return refusal
 
 
-def _hosts(graph: View[N, V], group: Sequence[Branch[N, V]]) -> Iterator[Branch[N, V]]:
-    """The operators with a window, the one with most work first."""
-    found = []
-    for branch in group:
-        op = None if branch.operator is None else graph.read(branch.operator)
-        if branch.operator is not None and isinstance(op, LinearOp) and op.window is not None:
-            found.append((-work(op), graph.position(branch.operator), branch))
-    return (branch for *_, branch in sorted(found, key=lambda each: each[:2]))
+def _ordered(graph: View[N, V], group: Sequence[Branch[N, V]]) -> list[Branch[N, V]]:
+    """The terms in an order that does not depend on how the sum was written: operators first, the one with most work
+    before others; of equals one that takes a bias as it is and shares no weight with others."""
+    return sorted(group, key=lambda branch: _rank(graph, branch))
+
+
+def _rank(graph: View[N, V], branch: Branch[N, V]) -> tuple[Any, ...]:
+    op = None if branch.operator is None else graph.read(branch.operator)
+    if branch.operator is None or not isinstance(op, LinearOp):
+        return (2, branch.affine is None)
+    if op.window is None:
+        return (1, graph.position(branch.operator))
+    shifted = op.then(ChannelAffine(np.ones(op.out_channels), np.ones(op.out_channels), op.out_axis))
+    inserts, shared = graph.inserts(branch.operator, shifted), graph.shared(branch.operator) is not None
+    return (0, -work(op), inserts, shared, op.groups, repr(op.window), graph.position(branch.operator))
 
 
 def _operator(graph: View[N, V], branch: Branch[N, V], host: LinearOp) -> LinearOp | Reason:

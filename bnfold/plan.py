@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Generic
@@ -120,7 +121,7 @@ class Plan(Generic[N, V]):
         return self._readings[node]
 
     def fits(self, node: N, op: LinearOp) -> Reason | None:
-        return self.graph.fits(node, op)
+        return Reason.GROWTH_BUDGET if node in self.kept else self.graph.fits(node, op)
 
     def inserts(self, node: N, op: LinearOp) -> bool:
         return self.graph.inserts(node, op)
@@ -147,11 +148,12 @@ class Plan(Generic[N, V]):
             self.moved[node] = merge.into
         vanished = (*merge.affines, *merge.idle, *(merge.operators if merge.rule == "merge-serial" else ()))
         self.gone.update(dict.fromkeys(vanished, Step(merge.rule, merge.affines, ((merge.into, merge.op),))))
+        dropped_values = [self.inputs(node)[port] for node, port in merge.drops]
         for node, dropped in _by_node(merge.drops).items():
             ports = self.left.get(node) or tuple(range(len(self.graph.inputs(node))))
             self.left[node] = tuple(port for index, port in enumerate(ports) if index not in dropped)
-        for node, port in merge.drops:
-            self._leave(self._behind(self.graph.inputs(node)[port]))
+        for value in dropped_values:
+            self._leave(self._behind(value))
         self.pending[merge.into] = merge.op
         self.taken.append(merge)
 
@@ -178,13 +180,15 @@ class Plan(Generic[N, V]):
             self.taken.extend(step.taken)
 
     def copies(self) -> dict[Hashable, int]:
-        """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes."""
+        """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes, and
+        what was merged does not read it."""
         rewritten: dict[SharedWeight, list[object]] = {}
+        merged = Counter(weight.key for node in self.moved if (weight := self.graph.shared(node)))
         for node, op in self.pending.items():
             if weight := self.graph.shared(node):
                 rewritten.setdefault(weight, []).append(op.source)
         return {
-            weight.key: weight.nbytes * (len(set(versions)) - (len(versions) == weight.readers))
+            weight.key: weight.nbytes * (len(set(versions)) - (len(versions) == weight.readers - merged[weight.key]))
             for weight, versions in rewritten.items()
         }
 

@@ -150,7 +150,7 @@ class Draft(Generic[N, V]):
 
     def _inserts(self, node: N, op: LinearOp) -> bool:
         before = self.graph.read(node)
-        done = isinstance(before, LinearOp) and before.steps and self.graph.inserts(node, before)
+        done = isinstance(before, LinearOp) and self.graph.inserts(node, before)
         return not done and self.graph.inserts(node, op)
 
     def refuse(self, reason: Reason, node: N) -> Refusal:

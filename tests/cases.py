@@ -558,7 +558,12 @@ UPSTREAM = (
         "unsupported-attribute",
         onnx="producer+",
     ),
-    Row("residual", net(lambda m, x: m.bn(m.conv(x) + x), conv=conv(padding=1), bn=bn()), "is-graph-output"),
+    Row("residual", net(lambda m, x: m.bn(m.conv(x) + x), conv=conv(padding=1), bn=bn()), "producer"),
+    Row(
+        "residual around a nonlinear operator",
+        net(lambda m, x: m.bn(m.conv(x.sigmoid()) + x), conv=conv(padding=1), bn=bn()),
+        "is-graph-output",
+    ),
     Row(
         "sum with one pixel",
         net(lambda m, x: m.bn(m.one(x) + m.two(x)), one=conv(), two=conv(kernel=6), bn=bn()),

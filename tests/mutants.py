@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,17 +24,26 @@ SUITE = (
     "tests/test_onnx_frontend.py",
     "tests/test_torch_frontend.py",
 )
+ROWS = ("tests/test_merge_cases.py",)
+MERGE_SUITES = {
+    "window.py": ("tests/test_window.py", "tests/test_combining.py", *ROWS),
+    "combining.py": ("tests/test_combining.py", *ROWS),
+    "merging.py": ROWS,
+    "plan.py": ROWS,
+    "verify/merged.py": ("tests/test_merged.py", *ROWS),
+}
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One plausible mistake: in `file`, the first `before` behind the text `behind` becomes `after`."""
+    """One plausible mistake: in `file`, the first `before` behind the text `behind` becomes `after`; `suite` sees."""
 
     name: str
     file: str
     before: str
     after: str
     behind: str = ""
+    suite: tuple[str, ...] = SUITE
 
     def spoilt(self, sound: str) -> str | None:
         """The source with the mistake; None if there is no such place any more."""
@@ -140,7 +149,12 @@ CORE = (
         "self.arrived[node] = {port: affine}",
     ),
     Mutant("no way is too far", "rules.py", "if depth > FARTHEST or ", "if "),
-    Mutant("the excluded vanish with others", "folding.py", "if node in self.kept or", "if"),
+    Mutant(
+        "the excluded vanish with others",
+        "plan.py",
+        "if node in self.kept and isinstance(reading, ChannelAffine)",
+        "if False",
+    ),
     # the passages
     *(
         Mutant(
@@ -297,8 +311,198 @@ CORE = (
     Mutant("alike on another axis", "algebra.py", "return self.axis == other.axis and", "return"),
 )
 
+MERGING = tuple(
+    replace(mutant, suite=MERGE_SUITES[mutant.file])
+    for mutant in (
+        # where the taps sit
+        Mutant(
+            "outputs of other sizes added",
+            "window.py",
+            "if (self.stride, self.excess) != (other.stride, other.excess):",
+            "if self.stride != other.stride:",
+        ),
+        Mutant(
+            "outputs of other strides added",
+            "window.py",
+            "if (self.stride, self.excess) != (other.stride, other.excess):",
+            "if self.excess != other.excess:",
+        ),
+        Mutant(
+            "the step between two windows not shared",
+            "window.py",
+            "gcd(*steps, one[0] - other[0]) or 1",
+            "gcd(*steps) or 1",
+        ),
+        Mutant(
+            "one tap after the other, whatever the step",
+            "window.py",
+            "(np.arange(count) * step + first - start) // stride",
+            "np.arange(count) + (first - start) // stride",
+        ),
+        Mutant(
+            "the border behind is that of the first",
+            "window.py",
+            "tuple(excess + last for excess, last in zip(self.excess, after, strict=True))",
+            "self.after",
+        ),
+        Mutant(
+            "taps behind a stride not spread",
+            "window.py",
+            "tuple(size * step for size, step in",
+            "tuple(size for size, step in",
+        ),
+        Mutant("strides not multiplied", "window.py", "tuple(ours * theirs for", "tuple(max(ours, theirs) for"),
+        Mutant(
+            "what something else decides is united",
+            "window.py",
+            "if self.fixed is not None or other.fixed is not None or len",
+            "if len",
+        ),
+        # sums and products
+        Mutant(
+            "kernels begin at the same tap",
+            "combining.py",
+            "wide[..., op.window.places(window)] = taps",
+            "wide[..., : taps.shape[-1]] = taps",
+        ),
+        Mutant(
+            "groups of one operator are those of both",
+            "combining.py",
+            "groups = gcd(first.groups, second.groups)",
+            "groups = first.groups",
+        ),
+        Mutant(
+            "what was apart is mixed",
+            "combining.py",
+            "wide[:, index, :, index] = split[:, index]",
+            "wide[:, index, :, 0] = split[:, index]",
+        ),
+        Mutant("a sum may broadcast", "combining.py", "if axes[0] != axes[1]:", "if False:"),
+        Mutant(
+            "a bias crosses a border",
+            "combining.py",
+            "if second.bordered and np.any(first.evaluate().bias != 0):",
+            "if False:",
+        ),
+        Mutant("the bias of the first forgotten", "combining.py", "outer.bias + moved", "outer.bias"),
+        Mutant(
+            "groups cost nothing",
+            "combining.py",
+            "op.out_channels * (op.in_channels // op.groups) * op.window.taps",
+            "op.out_channels * op.window.taps",
+        ),
+        Mutant(
+            "the sum cancels in the best channel", "combining.py", "np.nanmax(ratios, initial=1.0)", "np.nanmin(ratios)"
+        ),
+        # the rules
+        Mutant("a sum may add work", "merging.py", "if work(both) > work(total) + _cost(branch, op):", "if False:"),
+        Mutant("a product may add work", "merging.py", "if saved < 0 or any(", "if any("),
+        Mutant(
+            "what is between two operators is read elsewhere",
+            "merging.py",
+            "    if not is_read_once(graph, value):\n        return refuse",
+            "    if False:\n        return refuse",
+        ),
+        Mutant(
+            "a branch is read elsewhere",
+            "merging.py",
+            "while is_read_once(graph, value) and (node := graph.producer(value)) is not None:\n        reading",
+            "while (node := graph.producer(value)) is not None:\n        reading",
+        ),
+        Mutant("a turned value is read elsewhere", "merging.py", "or not is_read_once(graph, between)", ""),
+        Mutant(
+            "turned is turned back",
+            "merging.py",
+            "len(first) == len(second) and all(first[second[axis]] == axis for axis in range(len(first)))",
+            "len(first) == len(second)",
+        ),
+        Mutant("the sign of the host forgotten", "merging.py", "sign = host.sign * branch.sign", "sign = branch.sign"),
+        Mutant(
+            "what is left of a difference keeps its sign",
+            "merging.py",
+            "sign * (1 if len(stay) == 1 else signs[place[1]])",
+            "sign * signs[place[1]]",
+        ),
+        Mutant(
+            "what is written in place is one value",
+            "merging.py",
+            "if Reason.MUTATED_IN_PLACE in graph.uses(data):",
+            "if False:",
+        ),
+        Mutant("a sum need not fit", "merging.py", "if reason := graph.fits(node, total):", "if reason := None:"),
+        Mutant(
+            "only the largest takes in others", "merging.py", "        refusal = answer\n", "        return answer\n"
+        ),
+        Mutant(
+            "a bias may need a node",
+            "merging.py",
+            "-work(op), inserts,",
+            "-work(op), False,",
+        ),
+        # the plan
+        Mutant(
+            "what was merged reads on",
+            "plan.py",
+            "elif use[0] not in self.moved and self._stays(*use):",
+            "elif self._stays(*use):",
+        ),
+        Mutant(
+            "the first term is what stays",
+            "plan.py",
+            "self.graph.inputs(maker)[self.left[maker][0]]",
+            "self.graph.inputs(maker)[0]",
+        ),
+        Mutant("a sum keeps its signs", "plan.py", "return reading.only(self.left[node])", "return reading"),
+        # the certificate
+        Mutant(
+            "certificate: signs",
+            "verify/merged.py",
+            "total.taps + term.taps * number.scalar(sign)",
+            "total.taps + term.taps",
+        ),
+        Mutant(
+            "certificate: offsets",
+            "verify/merged.py",
+            "[tap * step - before for tap in range(taps)]",
+            "[tap * step for tap in range(taps)]",
+        ),
+        Mutant("certificate: strides and sizes of a sum", "verify/merged.py", "if len(known) > 1:", "if False:"),
+        Mutant(
+            "certificate: the value itself",
+            "verify/merged.py",
+            "if alone and (any(step != 1 for step in stride) or any(excess)):",
+            "if False:",
+        ),
+        Mutant(
+            "certificate: the affine of a branch",
+            "verify/merged.py",
+            "one if affine is None else affine.scale[rows]",
+            "one",
+        ),
+        Mutant(
+            "certificate: the shift in front",
+            "verify/merged.py",
+            "whole.bias + (whole.taps * shift).sum(axis=(1, 2))",
+            "whole.bias",
+        ),
+        Mutant(
+            "certificate: the bias of the first",
+            "verify/merged.py",
+            "bias[rows] + (matrix * inner.bias).sum(axis=1)",
+            "bias[rows]",
+        ),
+        Mutant(
+            "certificate: the stride of the first",
+            "verify/merged.py",
+            "at = tuple(o * s + i for",
+            "at = tuple(o + i for",
+        ),
+    )
+)
+
 MUTANTS = (
     *CORE,
+    *MERGING,
     Mutant("epsilon forgotten", "algebra.py", "np.sqrt(variance + epsilon)", "np.sqrt(variance)"),
     Mutant("sqrt(var) + eps", "algebra.py", "np.sqrt(variance + epsilon)", "(np.sqrt(variance) + epsilon)"),
     Mutant("mean not scaled", "algebra.py", "beta - mean * scale", "beta - mean"),
@@ -313,11 +517,11 @@ MUTANTS = (
     ),
     Mutant(
         "readers behind a vanished affine forgotten",
-        "folding.py",
-        "values.append(self.graph.result(use[0]))",
+        "plan.py",
+        "values += [self.graph.outputs(use[0])[0]] * self._stays(*use)",
         "pass",
     ),
-    Mutant("pending operator forgotten", "folding.py", "if node in self.pending:", "if False:"),
+    Mutant("pending operator forgotten", "plan.py", "if node in self.pending:", "if False:"),
     Mutant("statistics not looked at", "graph.py", "if not (variance + epsilon > 0).all():", "if False:"),
     Mutant(
         "NaN statistics accepted",
@@ -325,7 +529,7 @@ MUTANTS = (
         "if not all(np.isfinite(array).all() for array in statistics):",
         "if False:",
     ),
-    Mutant("equal copies kept apart", "folding.py", "len(set(versions))", "len(versions)"),
+    Mutant("equal copies kept apart", "plan.py", "len(set(versions))", "len(versions)"),
     Mutant(
         "ONNX: training_mode ignored", "frontends/onnx/lenses.py", 'if integer(node, "training_mode", 0):', "if False:"
     ),
@@ -421,7 +625,7 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] = SUITE) -> str | None:
+def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] | None = None) -> str | None:
     """Break one place, run the suite until the first failure, mend it again: the name of the test that failed."""
     file = tree / "bnfold" / mutant.file
     sound = file.read_text()
@@ -430,7 +634,7 @@ def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] = SUITE) -> str
         raise SystemExit(f"{mutant.name}: {mutant.file} no longer holds {mutant.before!r}")
     file.write_text(spoilt)
     try:
-        return first_failure(tree, suite)
+        return first_failure(tree, suite or mutant.suite)
     finally:
         file.write_text(sound)
 

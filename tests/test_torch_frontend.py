@@ -13,7 +13,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -253,6 +253,7 @@ def tied() -> nn.Module:
 
 UNKNOWN = Reason.AXIS_UNKNOWN
 ROOMY = FoldOptions(max_growth=10)
+APART = FoldOptions(merge="never")
 
 ROWS = (
     Row("conv", chain(conv(), bn()), (image(),), (PRODUCER,)),
@@ -673,7 +674,7 @@ def test_a_decomposed_program_folds_as_well() -> None:
     module = perturbed(nn.Sequential(*parts)).double()
     data = image(3).double()
     program = frontend.capture(module, (data,)).run_decompositions()
-    folded, report = frontend.fold_program(program)
+    folded, report = frontend.fold_program(program, APART)
     assert outcomes(report) == (PRODUCER, PRODUCER)
     assert_equal(run(module, data), run(folded.module(), data))
     assert set(folded.state_dict) == {"0.weight", "0.bias", "3.weight", "3.bias", "5.weight", "5.bias"}
@@ -848,7 +849,7 @@ def test_a_folded_graph_module_has_fewer_parts_and_can_be_stored() -> None:
 
 def test_a_part_called_with_two_results_gets_a_copy() -> None:
     row = next(row for row in ROWS if row.name == "conv called twice, two norms")
-    folded, _ = frontend.fold_graph_module(fx.symbolic_trace(build(row)), ROOMY)
+    folded, _ = frontend.fold_graph_module(fx.symbolic_trace(build(row)), replace(ROOMY, merge="never"))
     assert {name for name, part in folded.named_modules() if isinstance(part, nn.Conv2d)} == {"conv", "conv_1"}
     siamese = next(row for row in ROWS if row.name == "siamese")
     folded, _ = frontend.fold_graph_module(fx.symbolic_trace(build(siamese)))
@@ -859,8 +860,8 @@ def test_equal_results_of_a_tied_weight_stay_tied() -> None:
     module = perturbed(Unary(lambda m, x: m.bn(m.one(x)) + m.bn(m.two(x)), one=conv(), two=conv(), bn=bn()))
     module.two.weight, module.two.bias = module.one.weight, module.one.bias
     for folded in (
-        frontend.fold_program(frontend.capture(module, (image(),)))[0].module(),
-        frontend.fold_graph_module(fx.symbolic_trace(module))[0],
+        frontend.fold_program(frontend.capture(module, (image(),)), APART)[0].module(),
+        frontend.fold_graph_module(fx.symbolic_trace(module), APART)[0],
     ):
         assert folded.one.weight is folded.two.weight
         assert_equal(run(module, image()), run(folded, image()), limit=1e-5)
@@ -868,7 +869,7 @@ def test_equal_results_of_a_tied_weight_stay_tied() -> None:
 
 def test_copies_beyond_the_growth_budget_are_refused() -> None:
     row = next(row for row in ROWS if row.name == "conv called twice, two norms")
-    _, report = frontend.fold_program(frontend.capture(build(row), (image(),)))
+    _, report = frontend.fold_program(frontend.capture(build(row), (image(),)), APART)
     assert outcomes(report) == (Reason.GROWTH_BUDGET, Reason.GROWTH_BUDGET)
 
 

@@ -168,7 +168,10 @@ class _Reader:
         `least` is the rank of the matrix: the product has that of its data, and no smaller one.
         """
         product = node.outputs[0]
-        readers = [use for use in product.uses() if use.node.op_type not in walking.SHAPE_READERS]
+        readers = _readers(product)
+        while len(readers) == 1 and not product.is_graph_output() and walking.is_standard(readers[0].node, "Identity"):
+            product = readers[0].node.outputs[0]
+            readers = _readers(product)
         if len(readers) != 1 or product.is_graph_output() or not walking.is_standard(readers[0].node, "Add"):
             return None, None
         add, index = readers[0].node, readers[0].idx
@@ -223,6 +226,11 @@ class _Reader:
         except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
             return None  # what cannot be computed now fails in the same way when the model runs
         return result if result.dtype.kind in "iub" and not _casts_to_float(node) else result.astype(np.float64)
+
+
+def _readers(value: ir.Value) -> list[Any]:
+    """Who reads the contents of a value."""
+    return [use for use in value.uses() if use.node.op_type not in walking.SHAPE_READERS]
 
 
 def _casts_to_float(node: ir.Node) -> bool:

@@ -77,7 +77,7 @@ class Ownership:
     """The values that own their memory, and by in-place operator that is clean the value that it writes."""
 
     fresh: frozenset[fx.Node]
-    written: Mapping[fx.Node, fx.Node]
+    written: dict[fx.Node, fx.Node]
 
 
 def ownership(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> Ownership:
@@ -86,6 +86,17 @@ def ownership(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> Ownership:
     fresh = _fresh_values(graph, effects)
     written = {node: effect.writes[0] for node, effect in effects.items() if _clean(node, effect, fresh)}
     return Ownership(frozenset(fresh), written)
+
+
+def as_out_of_place(node: fx.Node) -> None:
+    """Let a sum that is written to its first operand have memory of its own."""
+    name = bare_name(node).removesuffix("_")
+    if isinstance(node.target, torch._ops.OpOverload):
+        node.target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
+    elif node.op == "call_method":
+        node.target = name
+    else:
+        node.target = getattr(torch, {"iadd": "add", "isub": "sub"}.get(name, name))
 
 
 def as_reshapes(value: fx.Node, modules: Mapping[str, nn.Module]) -> None:

@@ -174,15 +174,17 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
 
 
 def set_window(node: fx.Node, window: Window, groups: int) -> None:
-    """Give a convolution another window."""
+    """Give a convolution another window; one that is not alike on both sides is its own, which `same` spells."""
     if not window.kernel:
+        return
+    set_argument(node, "groups", groups)
+    if window.before != window.after:
         return
     if isinstance(node.target, torch._ops.OpOverload) and node.target._overloadname == "padding":
         node.target = getattr(aten, node.target._schema.name.split("::")[1]).default  # the one that takes numbers
     sizes = {"stride": window.stride, "padding": window.before, "dilation": window.dilation}
     for name, values in sizes.items():
         set_argument(node, name, list(values))
-    set_argument(node, "groups", groups)
 
 
 def _module_call(node: fx.Node, module: nn.Module) -> Call | None:

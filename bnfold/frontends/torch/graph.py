@@ -20,7 +20,14 @@ import torch
 from torch import fx, nn
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp
-from bnfold.frontends.torch.aliasing import bare_name, mutated, ownership, reads_shape_only, written_state
+from bnfold.frontends.torch.aliasing import (
+    as_out_of_place,
+    bare_name,
+    mutated,
+    ownership,
+    reads_shape_only,
+    written_state,
+)
 from bnfold.frontends.torch.biases import added_biases
 from bnfold.frontends.torch.calls import Call, Stored, call_of, hooked, tensor_arguments
 from bnfold.frontends.torch.constants import FLOATS, Constant, Constants, is_quantised
@@ -38,8 +45,10 @@ from bnfold.frontends.torch.spelling import spell
 from bnfold.frontends.torch.writer import NewParameters, Writer
 from bnfold.graph import Extent, Reading, Reason, SharedWeight, Site, Use
 from bnfold.rules import compose
+from bnfold.travel import Same
 
-_JOINS = frozenset(("add", "sub", "subtract", "rsub", *LENSES))
+_SUMS = frozenset(("add", "sub", "subtract", "rsub"))
+_JOINS = _SUMS | LENSES.keys()
 _SHAPE_GIVERS = ("view_as", "reshape_as", "expand_as")
 
 
@@ -219,8 +228,18 @@ class TorchGraph:
 
     def drop(self, node: fx.Node, ports: tuple[int, ...]) -> None:
         (left,) = (value for port, value in enumerate(self._inputs_now(node)) if port not in ports)
+        self._own_memory(node)
         self.writer.bypass(node, node, left)
         self._forget()
+
+    def _own_memory(self, node: fx.Node) -> None:
+        """Sums that write to one that loses a term do so no more: what is left of it may be smaller than its result."""
+        for reader in node.users:
+            call = self._spelt.get(reader)
+            if call is not None and call.operator in _SUMS:
+                if self.ownership.written.pop(reader, None) is not None:
+                    as_out_of_place(reader)
+                self._own_memory(reader)
 
     def lower(self, node: fx.Node, affine: ChannelAffine) -> tuple[str, ...]:
         names = self.writer.lower(node, self.result(node), self.data(node), self._terms(node, affine))
@@ -248,6 +267,16 @@ class TorchGraph:
         return constant.tensor.device if isinstance(constant, Constant) else torch.device("cpu")
 
     # how it is read
+
+    def dropouts(self) -> Iterator[fx.Node]:
+        """Every Dropout of a value that nobody writes and that is no input."""
+        for node in list(self.graph.nodes):
+            call = self._spelt.get(node)
+            if node._erased or call is None or "dropout" not in call.operator or node in self.pinned:
+                continue
+            reading = self.read(node)
+            if isinstance(reading, Same) and reading.idle and self.data(node).op != "placeholder":
+                yield node
 
     def may_go(self, node: fx.Node) -> bool:
         """Whether the node does nothing but make its value, so that it goes with its last reader."""

@@ -39,11 +39,15 @@ STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 def fold_program(program: ExportedProgram, options: FoldOptions = FoldOptions()) -> tuple[ExportedProgram, FoldReport]:
     """A program with its batch norms folded, and what became of each. The given program is not changed.
 
-    Tensors that stay as they are are shared with the given program.
+    Tensors that stay as they are are shared with the given program. A Dropout, which does nothing at inference, goes if
+    anything changes at all.
     """
     shelf = ProgramShelf.of(program)
     graph, ledger = open_program(shelf)
     report = fold(graph, options)
+    if report.merges or any(outcome.folded for outcome in report.outcomes):
+        for node in graph.dropouts():
+            graph.bypass(node)
     ledger.settle()
     return shelf.program(), report
 

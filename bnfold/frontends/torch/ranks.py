@@ -7,6 +7,7 @@ nothing else, `flatten(1)` gives two, a convolution keeps their number.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,13 +38,15 @@ _KEEPING_NAMES = words(
     "relu relu_ relu6 hardtanh silu gelu sigmoid tanh leaky_relu hardswish dropout contiguous clone detach"
     " max_pool2d avg_pool2d adaptive_avg_pool2d interpolate pad"
 )
+_ARITHMETIC = words("add sub mul div truediv")
+_ELEMENTWISE = _ARITHMETIC | words("neg sqrt rsqrt reciprocal")
 _DEMANDED = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
 def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, int]:
     """The ranks without which the graph would not run."""
     ranks: dict[fx.Node, int] = {}
-    pairs = []
+    pairs, constants = [], _constants(graph, modules)
     for node in graph.nodes:
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and _keeps_rank(node, modules):
@@ -59,6 +62,10 @@ def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx
         for known, other in ((source, node), (node, source)):
             if known in ranks:
                 ranks.setdefault(other, ranks[known])
+    for node in graph.nodes:
+        data, constant = _operands(node, constants)
+        if data in ranks and constant is not None and constant.dim() <= ranks[data]:
+            ranks.setdefault(node, ranks[data])
     return ranks
 
 
@@ -86,7 +93,40 @@ def enforced_dtypes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[f
         weight = getattr(modules[str(node.target)], "weight", None) if node.op == "call_module" else None
         if call is not None and not is_norm(call) and isinstance(weight, Tensor):
             found |= dict.fromkeys((node, *tensor_arguments(node)[:1]), weight.dtype)
+    constants = _constants(graph, modules)
+    for node in graph.nodes:
+        data, constant = _operands(node, constants)
+        if data in found and constant is not None and constant.dtype is found[data]:
+            found.setdefault(node, found[data])
     return found
+
+
+def _constants(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, Tensor]:
+    """What is stored, or computed from that element by element, on the meta device: shape and dtype."""
+    known: dict[fx.Node, Tensor] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            holder, _, last = str(node.target).rpartition(".")
+            stored = getattr(modules.get(holder), last, None)
+            if isinstance(stored, Tensor):
+                known[node] = torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+        elif node.op == "call_function" and bare_name(node) in _ELEMENTWISE and not node.kwargs:
+            given = [known.get(each) if isinstance(each, fx.Node) else each for each in node.args]
+            if any(isinstance(each, Tensor) for each in given) and None not in given:
+                known[node] = node.target(*given)
+    return known
+
+
+def _operands(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> tuple[Any, Tensor | None]:
+    """The data of an operator of two operands of which the other is constant, and that one."""
+    named = node.op in ("call_function", "call_method") and bare_name(node) in _ARITHMETIC
+    if not named or node.kwargs or len(node.args) != 2 or node in constants:
+        return None, None
+    left, right = node.args
+    data, other = (right, left) if left in constants or not isinstance(left, fx.Node) else (left, right)
+    if isinstance(other, (int, float)):
+        return None, None
+    return data, constants.get(other)  # type: ignore[arg-type]
 
 
 def _keeps_rank(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

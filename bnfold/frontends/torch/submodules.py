@@ -193,9 +193,11 @@ def _set_channels(part: Any, shape: torch.Size) -> None:
 
 
 def _set_window(part: Any, window: Window, groups: int) -> None:
-    """The attributes of a convolution that say where its taps sit."""
-    part.kernel_size, part.stride, part.dilation = window.kernel, window.stride, window.dilation
-    part.padding, part.groups = window.before, groups
+    """The attributes of a convolution that say where its taps sit; `same` keeps a border that is not alike."""
+    part.kernel_size, part.stride, part.dilation, part.groups = window.kernel, window.stride, window.dilation, groups
+    if window.before != window.after:
+        return
+    part.padding = window.before
     part._reversed_padding_repeated_twice = [size for size in reversed(window.before) for _ in range(2)]
 
 

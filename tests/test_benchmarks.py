@@ -1,0 +1,148 @@
+"""What the benchmarks count, and that their checks reject what they should; they measure nothing here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx_build import Net
+
+ROOT = Path(__file__).resolve().parents[1]
+MERGED = {
+    "exporter": "dynamo=True, optimize=False",
+    "dialect": "ONNX",
+    "convolutions": 22,
+    "batch_norms": 0,
+    "branch_sums": 0,
+    "compute_nodes": 47,
+    "error": 1e-6,
+    "stored": 1e-7,
+}
+FUSED = {
+    "nodes": 10,
+    "activations": 3,
+    "sums": 1,
+    "others": 1,
+    "activations_alone": 1,
+    "sums_alone": 1,
+    "batch_norms_alone": 1,
+}
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a module of `benchmarks/` as its own scripts import it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def block(net: Net) -> str:
+    """A block of three branches and its two sums."""
+    wide = net.batch_norm(net.conv("x", 4, 4, pads=[1] * 4), 4, "bn_wide")
+    narrow = net.batch_norm(net.conv("x", 4, 4, kernel=(1, 1)), 4, "bn_narrow")
+    return net.node("Add", [net.node("Add", [wide, narrow]), net.batch_norm("x", 4, "bn_same")])
+
+
+def counted(bench: Any, net: Net, folder: Path) -> Any:
+    onnx.save(net.model({"x": (1, 4, 6, 6)}), folder / "model.onnx")
+    return bench("counting").count(folder / "model.onnx")
+
+
+def test_sums_of_linear_images_of_one_value_are_counted(bench: Any, tmp_path: Path) -> None:
+    net = Net()
+    block(net)
+    found = counted(bench, net, tmp_path)
+    assert (found.convolutions, found.batch_norms, found.branch_sums, found.compute_nodes) == (2, 3, 2, 7)
+
+
+def test_a_sum_behind_a_nonlinearity_is_no_branch_sum(bench: Any, tmp_path: Path) -> None:
+    net = Net()
+    net.node("Add", ["x", net.node("Relu", [net.conv("x", 4, 4, kernel=(1, 1))])])
+    assert counted(bench, net, tmp_path).branch_sums == 0
+
+
+def test_an_image_of_two_values_is_no_branch_sum(bench: Any, tmp_path: Path) -> None:
+    net = Net()
+    net.node("Add", ["x", net.conv("y", 4, 4, kernel=(1, 1))])
+    onnx.save(net.model({"x": (1, 4, 6, 6), "y": (1, 4, 6, 6)}), tmp_path / "model.onnx")
+    assert bench("counting").count(tmp_path / "model.onnx").branch_sums == 0
+
+
+@pytest.mark.parametrize(
+    ("ours", "own", "complaint"),
+    [
+        ({}, {}, None),
+        ({"convolutions": 21}, {}, "21 convolutions, 0 BN, 0 branch sums, not 22, 0, 0"),
+        ({"batch_norms": 1}, {"batch_norms": 1}, "22 convolutions, 1 BN, 0 branch sums, not 22, 0, 0"),
+        ({"branch_sums": 1}, {"branch_sums": 1}, "22 convolutions, 0 BN, 1 branch sums, not 22, 0, 0"),
+        ({"compute_nodes": 48}, {"compute_nodes": 48}, "48 nodes, at most 47"),
+        ({}, {"compute_nodes": 46}, "47 compute nodes, the class itself leaves 46"),
+        ({"error": 1.2e-6}, {}, "error 1.20e-06, of the class itself 1.00e-06"),
+        ({"error": float("nan")}, {}, "error nan, of the class itself 1.00e-06"),
+        ({"stored": 1.01e-7}, {}, "stored numbers wrong by 1.01e-07, of the class itself 1.00e-07"),
+    ],
+)
+def test_what_merging_leaves_is_held_against_limits_and_the_class(
+    bench: Any, ours: dict[str, Any], own: dict[str, Any], complaint: str | None
+) -> None:
+    branches = bench("branches")
+    rows = [{"tool": "bnfold", **MERGED, **ours}, {"tool": branches.OWN, **MERGED, **own}]
+    found = list(branches.node_faults("repvgg_a0", rows))
+    assert [fault.rsplit(": ", 1)[1] for fault in found] == ([complaint] if complaint else [])
+
+
+@pytest.mark.parametrize(
+    ("after", "gone", "complaints"),
+    [
+        ({}, {}, 0),
+        ({"activations": 2}, {}, 1),
+        ({"activations_alone": 2}, {}, 1),
+        ({"sums": 0}, {}, 1),
+        ({"sums": 0}, {"branch_sums": 1}, 0),
+        ({"others": 0}, {}, 1),
+        ({"others": 0}, {"affines": 1}, 0),
+        ({"sums_alone": 2, "batch_norms_alone": 0}, {}, 0),
+        ({"sums_alone": 3, "batch_norms_alone": 0}, {}, 1),
+        ({"nodes": 11}, {}, 1),
+    ],
+)
+def test_what_the_runtime_fuses_is_held_against_what_it_fused(
+    bench: Any, after: dict[str, int], gone: dict[str, int], complaints: int
+) -> None:
+    row = {
+        "model": "m",
+        "exporter": "e",
+        "before": FUSED,
+        "after": FUSED | after,
+        "branch_sums": 0,
+        "affines": 0,
+    } | gone
+    assert len(list(bench("branches").census_faults(row))) == complaints
+
+
+def test_an_interval_covers_the_median_often_enough(bench: Any) -> None:
+    outermost = bench("latency").outermost
+    assert [outermost(count) for count in (5, 6, 9, 12)] == [None, 0, 1, 2]
+
+
+def test_only_a_certain_ratio_is_fast_enough(bench: Any) -> None:
+    branches, latency = bench("branches"), bench("latency")
+
+    def faults(ratio: float, low: float | None) -> int:
+        timed = latency.Timed(1.0, ratio, low, None if low is None else ratio + 1)
+        times = {branches.label("bnfold", exporter): timed for exporter in (branches.DEFAULT, branches.PLAIN)}
+        return len(list(branches.slow("mobileone_s0", {1: times})))
+
+    assert [faults(3.6, 3.5), faults(3.6, 3.4), faults(3.6, None)] == [0, 2, 2]
+
+
+def test_a_section_is_replaced_where_it_stands(bench: Any) -> None:
+    written = bench("branches").written
+    document = written(written("", "census", "old"), "nodes", "first")
+    document = written(document, "census", "new")
+    assert document.index("first") < document.index("new")
+    assert "old" not in document
