@@ -678,6 +678,10 @@ def test_what_nobody_reads_may_vanish_and_nothing_else_may() -> None:
     for where, status in ((frozenset({"op"}), Status.PASS), (frozenset(), Status.FAIL)):
         records = [replace(unbiased.original, unread=frozenset({"op"})), replace(unbiased.folded, unread=where)]
         assert vanished(replace(unbiased, original=records[0], folded=records[1])).status is status
+    gone = replace(unbiased, folded=replace(unbiased.folded, linears={}))
+    assert vanished(gone).status is Status.SKIPPED
+    idle = replace(gone, original=replace(gone.original, unread=frozenset({"op"})))
+    assert vanished(idle).status is Status.PASS, "an operator of a dead branch may go altogether"
 
 
 def test_an_addition_that_reads_a_product_once_the_factor_is_gone_is_no_bias() -> None:

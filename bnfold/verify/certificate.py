@@ -105,7 +105,7 @@ def _findings(
     report: FoldReport, taken: Mapping[str, Taken | Whole], original: Evidence, folded: Evidence, seed: int
 ) -> Iterator[tuple[Finding, Taken | Whole]]:
     for node, what in taken.items():
-        if node not in original.unread & folded.unread:
+        if node not in original.unread or (node in folded.linears and node not in folded.unread):
             worst = (
                 _worst_of(node, what, original, folded, seed)
                 if isinstance(what, Taken)
