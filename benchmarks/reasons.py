@@ -4,10 +4,10 @@
     python benchmarks/reasons.py --cache zoo --draw 10 --seed 7     drawn by another seed
     python benchmarks/reasons.py --cache zoo --models densenet121 --draw 0
 
-The named blocker becomes an Identity of an input through which the affine would come; a reader that is in the way
-(`shared-output`) becomes the constant 1. Where the refusal names further nodes, they go too. Then the batch norm of
-that name must fold. What folded already has folded: the change is made to the folded network. Exit code 1 if one does
-not. What is needed is said in `zoo.py`.
+The named blocker becomes an Identity of an input through which the affine would come (of as many of its places as the
+blocker makes, where that is fewer); a reader that is in the way (`shared-output`) becomes the constant 1, in its shape.
+Where the refusal names further nodes, they go too. Then the batch norm of that name must fold. What folded already has
+folded: the change is made to the folded network. Exit code 1 if one does not. What is needed is said in `zoo.py`.
 """
 
 from __future__ import annotations
@@ -122,20 +122,41 @@ def cut(model: ir.Model, cuts: Iterable[Cut]) -> ir.Model:
 
 
 def wire(node: ir.Node, port: int) -> ir.Value:
-    """The output of a new Identity in front of the node."""
-    identity = ir.Node("", "Identity", [node.inputs[port]], name=f"{node.name}.cut")
-    identity.outputs[0].name = f"{node.outputs[0].name}.cut"
-    node.graph.insert_before(node, identity)  # type: ignore[union-attr]
-    return identity.outputs[0]
+    """The output of a new Identity in front of the node, or of a Slice of as many places as the node makes."""
+    given, made = node.inputs[port], node.outputs[0]
+    assert given is not None, "a port that was chosen has a value"
+    steps = fewer(given.shape, made.shape)
+    columns = zip(*((0, step * (count - 1) + 1, axis, step) for axis, step, count in steps), strict=True)
+    model = node.graph
+    assert model is not None, "a node of the model is in its graph"
+    parameters = [stored(model, f"{made.name}.cut{i}", np.array(each)) for i, each in enumerate(columns)]
+    wired = ir.Node("", "Slice" if steps else "Identity", [given, *parameters], name=f"{node.name}.cut")
+    wired.outputs[0].name = f"{made.name}.cut"
+    model.insert_before(node, wired)
+    return wired.outputs[0]
+
+
+def fewer(before: ir.Shape | None, after: ir.Shape | None) -> list[tuple[int, int, int]]:
+    """The axes along which fewer places are made than are given: each with the step between them and their number."""
+    if before is None or after is None or len(before) != len(after):
+        return []
+    sizes = [(axis, b, a) for axis, (b, a) in enumerate(zip(before, after, strict=True)) if b != a]
+    known = [(axis, b, a) for axis, b, a in sizes if isinstance(b, int) and isinstance(a, int) and a < b]
+    return [(axis, (b - 1) // (a - 1) if a > 1 else b, a) for axis, b, a in known]
 
 
 def one(model: ir.Model, value: ir.Value) -> ir.Value:
-    """A stored 1 of the value's type."""
+    """A stored 1 of the value's type and shape; a size that is not known is 1 and broadcasts."""
     dtype = value.dtype or ir.DataType.FLOAT
-    name = f"{value.name}.cut"
-    stored = ir.Value(name=name, const_value=ir.Tensor(np.array(1, dtype=dtype.numpy()), name=name))
-    model.graph.initializers[name] = stored
-    return stored
+    shape = [size if isinstance(size, int) else 1 for size in value.shape or ()]
+    return stored(model.graph, f"{value.name}.cut", np.ones(shape, dtype=dtype.numpy()))
+
+
+def stored(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer."""
+    value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+    graph.initializers[name] = value
+    return value
 
 
 def blockers(outcome: Outcome) -> list[str]:

@@ -359,6 +359,8 @@ class _Flow(Generic[N, V]):
         match draft.read(node):
             case LinearOp() as op:
                 return draft.absorb(node, op, arrived[0] if 0 in arrived else next(iter(arrived.values())), "before")
+            case ChannelAffine() if not draft.uses(graph.result(node)):
+                return draft.refuse(Reason.NOT_READ, node)
             case ChannelAffine() as second:
                 composed = compose(second.named(graph.site(node).name), next(iter(arrived.values())))
                 if composed is None:

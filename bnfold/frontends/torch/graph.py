@@ -272,7 +272,7 @@ class TorchGraph:
         """Every Dropout of a value that nobody writes and that is no input."""
         for node in list(self.graph.nodes):
             call = self._spelt.get(node)
-            if node._erased or call is None or "dropout" not in call.operator or node in self.pinned:
+            if not node.users or call is None or "dropout" not in call.operator or node in self.pinned:
                 continue
             reading = self.read(node)
             if isinstance(reading, Same) and reading.idle and self.data(node).op != "placeholder":

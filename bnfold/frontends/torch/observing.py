@@ -22,6 +22,8 @@ from bnfold.frontends.torch.shapes import Facts
 
 Seen = Mapping[fx.Node, Tensor]
 _SIDE = 224
+_SMALL = (-1, -2, -3)
+"""Sizes at which something may shrink to 1, and so broadcast, before it vanishes."""
 
 
 def facts_of(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> Facts:
@@ -58,28 +60,33 @@ def _observed(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Facts | None:
 
 
 def _freest(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Seen | None:
-    """A run in which as many axes differ as can: larger, or of size 1, which broadcasting may take as well."""
+    """A run in which as many axes differ as can: larger, or so small that broadcasting may take them as well."""
     axes = range(max((each.dim() for each in inputs if isinstance(each, Tensor)), default=0))
     free: dict[int, int] = {}
     best: Seen | None = None
     most = {axis: axis + 2 for axis in axes if axis != 1}
-    for tried in (most, *({axis: factor} for axis in axes for factor in (axis + 2, 0))):
-        if not tried.keys() <= free.keys():
+    for tried in (most, *({axis: factor} for axis in axes for factor in (axis + 2, *_SMALL))):
+        if not tried.keys() <= free.keys() and _shapes(_varied(inputs, tried)) != _shapes(inputs):
             seen = _attempt(module, _varied(inputs, free | tried))
             free, best = (free | tried, seen) if seen else (free, best)
     return best
 
 
 def _varied(inputs: tuple[Any, ...], factors: Mapping[int, int]) -> tuple[Any, ...]:
-    """Inputs whose sizes along these axes are multiplied, by 0 for a size of 1."""
+    """Inputs whose sizes along these axes are multiplied; a factor below 0 is a size itself."""
 
     def other(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
             return tensor
-        sizes = [max(size * factors.get(axis, 1), 1) for axis, size in enumerate(tensor.shape)]
+        by_axis = [(size, factors.get(axis, 1)) for axis, size in enumerate(tensor.shape)]
+        sizes = [size * factor if factor > 0 else -factor for size, factor in by_axis]
         return torch.empty(sizes, dtype=tensor.dtype, device="meta")
 
     return tuple(other(each) for each in inputs)
+
+
+def _shapes(inputs: tuple[Any, ...]) -> list[Any]:
+    return [each.shape if isinstance(each, Tensor) else None for each in inputs]
 
 
 def _attempt(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Seen | None:

@@ -7,7 +7,6 @@ nothing else, `flatten(1)` gives two, a convolution keeps their number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,9 +62,9 @@ def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx
             if known in ranks:
                 ranks.setdefault(other, ranks[known])
     for node in graph.nodes:
-        data, constant = _operands(node, constants)
-        if data in ranks and constant is not None and constant.dim() <= ranks[data]:
-            ranks.setdefault(node, ranks[data])
+        known = [constants[each].dim() if each in constants else ranks.get(each) for each in _operands(node)]
+        if len(known) == 2 and None not in known:
+            ranks.setdefault(node, max(rank for rank in known if rank is not None))
     return ranks
 
 
@@ -95,9 +94,14 @@ def enforced_dtypes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[f
             found |= dict.fromkeys((node, *tensor_arguments(node)[:1]), weight.dtype)
     constants = _constants(graph, modules)
     for node in graph.nodes:
-        data, constant = _operands(node, constants)
-        if data in found and constant is not None and constant.dtype is found[data]:
-            found.setdefault(node, found[data])
+        call = call_of(node, modules)
+        if call is not None and not is_norm(call):
+            read = tensor_arguments(node)
+        else:
+            read = tensor_arguments(node)[:1] if _keeps_rank(node, modules) else _operands(node)
+        types = {constants[each].dtype if each in constants else found.get(each) for each in read}
+        if len(types) == 1 and None not in types:
+            found.setdefault(node, next(dtype for dtype in types if dtype is not None))
     return found
 
 
@@ -117,16 +121,15 @@ def _constants(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Nod
     return known
 
 
-def _operands(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> tuple[Any, Tensor | None]:
-    """The data of an operator of two operands of which the other is constant, and that one."""
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The operands of an elementwise operator; a number counts as the other one."""
     named = node.op in ("call_function", "call_method") and bare_name(node) in _ARITHMETIC
-    if not named or node.kwargs or len(node.args) != 2 or node in constants:
-        return None, None
-    left, right = node.args
-    data, other = (right, left) if left in constants or not isinstance(left, fx.Node) else (left, right)
-    if isinstance(other, (int, float)):
-        return None, None
-    return data, constants.get(other)  # type: ignore[arg-type]
+    if not named or node.kwargs or len(node.args) != 2:
+        return []
+    left, right = (each if isinstance(each, fx.Node) else None for each in node.args)
+    numbers = all(isinstance(each, (fx.Node, int, float)) for each in node.args)
+    first, second = left or right, right or left
+    return [first, second] if numbers and first is not None and second is not None else []
 
 
 def _keeps_rank(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
