@@ -143,10 +143,18 @@ class Draft(Generic[N, V]):
         if not self.taken:
             return Refusal(Reason.NOT_READ)
         news = [node for node, op in self.writes.items() if self._inserts(node, op)]
-        if len(news) + (not any(map(self.graph.is_norm, self.vanished))) > len(self.vanished):
+        grows = len(news) + (not any(map(self.graph.is_norm, self.vanished))) > len(self.vanished)
+        if grows and not self._is_its_bias():
             return self.refuse(Reason.NO_GAIN, news[0])
         via = tuple(dict.fromkeys(self.via))
         return Step(rule, tuple(self.vanished), tuple(self.writes.items()), via, tuple(self.taken))
+
+    def _is_its_bias(self) -> bool:
+        """Whether all that happens is that an addition right behind a product becomes the bias of the product: what was
+        between them is gone, and the next fold would find it to be that."""
+        affine = self.graph.read(self.vanished[0])
+        straight = len(self.vanished) == len(self.writes) == 1 and not self.via
+        return straight and self.taken[0].side == "after" and isinstance(affine, ChannelAffine) and not affine.scales
 
     def _inserts(self, node: N, op: LinearOp) -> bool:
         before = self.graph.read(node)

@@ -425,6 +425,14 @@ def matmul(*each: Step, x: Shape = ("n", 3, 4)) -> Build:
     return build
 
 
+def before_matmul(*each: Step, x: Shape = ("n", 3, 4)) -> Build:
+    def build() -> onnx.ModelProto:
+        net = Net()
+        return net.model({"x": x}, [net.node("MatMul", [steps(*each)(net, "x"), operand_of(net, net.numbers(4, 4))])])
+
+    return build
+
+
 def written_out(net: Net, y: str) -> str:
     """(x − mean) / √(var + ε) · γ + β, the root computed by nodes and γ stored in another type."""
     numbers = [net.constant(name, np.linspace(0.5, 2, 4).reshape(1, 4, 1, 1)) for name in ("mean", "var", "beta")]
@@ -548,7 +556,9 @@ AFFINES: dict[str, Row] = {
     "layer scale": (behind(layer_scale, x=("n", 4, 5)), [None]),
     "attention scale": (behind(attention_scale, x=("n", 4, 5)), [None]),
     "MatMul, bias, more": (matmul(by("Add", 4), by("Add", 4), by("Mul", 4), by("Sub")), [None] * 3),
-    "MatMul, scale first": (matmul(by("Mul", 4), by("Add", 4)), [None, Reason.NO_GAIN]),
+    "MatMul, scale first": (matmul(by("Mul", 4), by("Add", 4)), [None, None]),
+    "Add, MatMul": (before_matmul(op("Relu"), by("Add", 4)), [Reason.NO_GAIN]),
+    "Add, Add, MatMul": (before_matmul(op("Relu"), by("Add", 4), by("Add", 4)), [None, None]),
     "MatMul, along tokens": (matmul(by("Add", 4), by("Mul", 3, 1)), [Reason.AXIS_DIFFERS]),
     "attention heads": (matmul(heads, by("Mul", 4)), [None]),
     "attention heads, along tokens": (matmul(heads, by("Mul", 3, 1)), [Reason.AXIS_DIFFERS]),
