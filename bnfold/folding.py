@@ -95,7 +95,7 @@ def _try_merges(plan: Plan[N, V]) -> dict[N, Refusal]:
     refusals = {}
     for rule in MERGES:
         for node in plan.joins():
-            while isinstance(answer := rule(plan, node), Merge) and answer.into not in plan.kept:
+            while isinstance(answer := rule(plan, node), Merge):
                 plan.merge(answer)
             if isinstance(answer, Refusal):
                 refusals[node] = answer

@@ -309,7 +309,7 @@ def _cost(branch: Branch[Any, Any], op: LinearOp) -> int:
 def _into(tree: _Tree[N, V], host: Branch[N, V], others: Sequence[Branch[N, V]]) -> Merge[N] | Refusal:
     graph, node = tree.graph, host.operator
     assert node is not None, "a host is an operator"
-    total, before, taken = graph.read(node), 0, list[tuple[Branch[N, V], LinearOp]]()
+    total, gone = graph.read(node), list[Branch[N, V]]()
     assert isinstance(total, LinearOp), "a host is an operator"
     parts, before = [Part(1, node, None, total)], work(total)
     refusal = Refusal(Reason.WINDOWS_DIFFER, graph.site(node).name, node)
@@ -324,13 +324,12 @@ def _into(tree: _Tree[N, V], host: Branch[N, V], others: Sequence[Branch[N, V]])
         if work(both) > work(total) + _cost(branch, op):
             refusal = Refusal(Reason.MORE_WORK, graph.site(node).name, node)
             continue
-        taken.append((branch, op))
+        gone.append(branch)
         before += _cost(branch, op)
         total = both
         parts.append(Part(sign, branch.operator, branch.affine.origin if branch.affine else None, op))
-    if not taken:
+    if not gone:
         return refusal
-    gone = [branch for branch, _ in taken]
     dropped = tree.drops(gone, host)
     if dropped is None:
         return Refusal(Reason.JOINED, graph.site(node).name, node)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.origin import Leaf, names_of
 from bnfold.outcome import Absorbed, FoldReport
-from bnfold.verify.derivation import Taken, derived, distance, rows_of
-from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Contradiction, Expressions, Incomplete
+from bnfold.verify.derivation import Rows, Taken, derived, distance, rows_of
+from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Arithmetic, Contradiction, Expressions, Incomplete
 from bnfold.verify.leftover import is_stored, terms_of, with_own_sums
 from bnfold.verify.merged import Affined, Grid, Made, Merger, affines, is_merged, operators, reach, replay
 from bnfold.verify.result import Layer, Status
@@ -127,7 +127,7 @@ def _layer(status: Status, because: str, **more: Any) -> Layer:
 
 
 def _summary(original: Evidence, taken: Mapping[str, Taken | Whole], report: FoldReport) -> str:
-    merged = {name for what in taken.values() if isinstance(what, Whole) for name in operators(what.made)}
+    merged = _merged(taken)
     same = len(original.linears.keys() - taken.keys() - merged)
     untouched = f"{same} untouched {_operators(same)} identical"
     vanished, lowered = _vanished(report), sum(outcome.lowered for outcome in report.outcomes)
@@ -137,6 +137,11 @@ def _summary(original: Evidence, taken: Mapping[str, Taken | Whole], report: Fol
     if not again:
         return f"nothing was folded; {untouched}"
     return f"{', '.join(again)}, each number within half an ulp; {untouched}"
+
+
+def _merged(taken: Mapping[str, Taken | Whole]) -> set[str]:
+    """The operators of the original that became others, and those that they became."""
+    return {name for what in taken.values() if isinstance(what, Whole) for name in operators(what.made)}
 
 
 def _vanished(report: FoldReport) -> str:
@@ -209,7 +214,7 @@ def _untouched(
     """What is wrong with the operators that took nothing in and the affines that stay, if anything."""
     gone = {outcome.site.name for outcome in report.outcomes if outcome.folded}
     gone |= {name for what in taken.values() for name in what.names}
-    merged = {name for what in taken.values() if isinstance(what, Whole) for name in operators(what.made)}
+    merged = _merged(taken)
     gone |= merged - taken.keys()
     gone |= {outcome.site.name for outcome in report.outcomes if outcome.lowered}
     biases = {original.linears[node].added for node in taken.keys() | merged}
@@ -324,13 +329,18 @@ def _compared(
     compared = [("weight", now.taps, exact.taps / number.scalar(after.alpha or 1.0), exact.taps_terms)]
     if bias:
         compared.append(("bias", now.bias, exact.bias / number.scalar(after.beta or 1.0), exact.bias_terms))
-    findings = []
+    return list(_gaps(node, now, compared, losses, number))
+
+
+def _gaps(
+    node: str, now: Rows, compared: Iterable[tuple[str, Array, Array, Array]], losses: float, number: Arithmetic
+) -> Iterator[Finding]:
+    """The worst number of each tensor: its name, as it is stored, as it must be, and the terms that made it."""
     for tensor, stored, value, terms in compared:
         ulps = distance(stored, value, losses * np.abs(terms.astype(np.float64)), number)
         if ulps.size:
             row = int(np.argmax(ulps)) * len(now.channels) // ulps.size
-            findings.append(Finding(node, tensor, int(now.channels[row]), float(ulps.max())))
-    return findings
+            yield Finding(node, tensor, int(now.channels[row]), float(ulps.max()))
 
 
 def _severity(finding: Finding) -> float:
@@ -368,12 +378,5 @@ class _Comparison:
         exact = derived(was, self.before.alpha, self.before.beta, self.affines, expressions)
         taps = exact.taps / number.scalar(self.after.alpha or 1.0)
         bias = exact.bias / number.scalar(self.after.beta or 1.0)
-        losses = ROUNDING * exact.steps
-        for tensor, stored, value, terms in (
-            ("weight", now.taps, taps, taps),
-            ("bias", now.bias, bias, exact.bias_terms),
-        ):
-            ulps = distance(stored, value, losses * np.abs(terms.astype(np.float64)), number)
-            if ulps.size:
-                row = int(np.argmax(ulps)) * len(now.channels) // ulps.size
-                yield Finding(self.node, tensor, int(now.channels[row]), float(ulps.max()))
+        compared = (("weight", now.taps, taps, taps), ("bias", now.bias, bias, exact.bias_terms))
+        return _gaps(self.node, now, compared, ROUNDING * exact.steps, number)
