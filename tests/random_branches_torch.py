@@ -120,8 +120,9 @@ class TorchMaker:
     def norm(self, x: fx.Node) -> fx.Node:
         b = self.b
         if b.chance(0.02):
+            made = b.call(F.batch_norm, x, None, None, training=True, axis=1)
             b.norms += 1
-            return b.call(F.batch_norm, x, None, None, training=True, axis=1)
+            return made
         return b.pick(norm_module, norm_module, norm_function)(b, x)
 
     def affine(self, x: fx.Node, axis: int) -> fx.Node:
