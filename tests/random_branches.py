@@ -14,25 +14,19 @@ merged operator again. In another order and by other names as many nodes stay.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
 import random_branches_onnx
 import random_branches_torch
-import random_onnx
-import random_torch
 import torch
+from random_harness import Campaign, Fault, Tally, Wrong
 
 from bnfold import combining, merging
 from bnfold.algebra import LinearOp
@@ -40,24 +34,17 @@ from bnfold.outcome import FoldReport
 from bnfold.plan import Plan
 from bnfold.window import Window
 
-CHUNK = 50
 CHECKS = {"onnx": random_branches_onnx.check, "torch": random_branches_torch.check}
 
 
 @dataclass
-class Tally:
+class Merges(Tally):
     """What became of many graphs."""
 
-    counts: Counter[str] = field(default_factory=Counter)
     merges: Counter[str] = field(default_factory=Counter)
     unmerged: Counter[str] = field(default_factory=Counter)
     norms: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        for mine, theirs in zip(self._counters(), other._counters(), strict=True):
-            mine.update(theirs)
-        self.wrong += other.wrong
+    TITLES = {"counts": "graphs", "merges": "merges", "unmerged": "not merged", "norms": "batch norms"}  # noqa: RUF012
 
     def note(self, report: FoldReport) -> None:
         """Count what one fold merged, and what it did not."""
@@ -67,25 +54,14 @@ class Tally:
         self.unmerged.update(each.refusal.reason.code for each in report.unmerged)
         self.norms.update(row.rule if row.refusal is None else row.refusal.reason.code for row in report.norms)
 
-    def _counters(self) -> tuple[Counter[Any], ...]:
-        return self.counts, self.merges, self.unmerged, self.norms
 
-    def __str__(self) -> str:
-        titles = ("graphs", "merges", "not merged", "batch norms")
-        lines = [
-            f"{title}: " + ", ".join(f"{name} {count}" for name, count in counter.most_common())
-            for title, counter in zip(titles, self._counters(), strict=True)
-        ]
-        return "\n".join((*lines, f"wrong: {len(self.wrong)}", *self.wrong))
-
-
-def check(seed: int, dialect: str, tally: Tally) -> str | None:
+def check(seed: int, dialect: str, tally: Merges) -> str | None:
     """Draw and check the graph of one seed; what is wrong with its fold."""
     if dialect == "mixed":
         dialect = ("onnx", "torch")[seed % 2]
     try:
         drawn = CHECKS[dialect](seed, tally)
-    except (random_onnx.Wrong, random_torch.Wrong) as wrong:
+    except Wrong as wrong:
         return str(wrong)
     except Exception as error:  # a crash of any class is a finding
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
@@ -93,10 +69,10 @@ def check(seed: int, dialect: str, tally: Tally) -> str | None:
     return None
 
 
-def check_many(seeds: Iterable[int], dialect: str) -> Tally:
+def check_many(seeds: Iterable[int], dialect: str) -> Merges:
     """Check the graphs of these seeds."""
     torch.set_num_threads(1)
-    tally = Tally()
+    tally = Merges()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for seed in seeds:
@@ -159,7 +135,7 @@ def _no_border(second: LinearOp, first: LinearOp) -> Any:
     return _COMPOSED(replace(second, bordered=False), first)
 
 
-FAULTS: dict[str, tuple[Any, str, Any]] = {
+FAULTS: dict[str, Fault] = {
     "a kernel is embedded one tap off": (Window, "places", _next_place),
     "a single tap is added to the first one": (Window, "places", _first_place),
     "groups are widened in a wrong order": (combining, "_regrouped", _next_group),
@@ -176,74 +152,16 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-@contextmanager
-def planted(name: str) -> Iterator[None]:
-    """bnfold with one fault."""
-    holder, attribute, fault = FAULTS[name]
-    with mock.patch.object(holder, attribute, fault):
-        yield
+CAMPAIGN = Campaign(FAULTS, check_many, tuple(CHECKS))
 
 
-def graphs_until_found(name: str, most: int, seed: int = 0, dialect: str = "mixed") -> int | None:
-    """How many graphs it takes to find a planted fault; None where `most` do not."""
-    for count in range(1, most + 1):
-        with planted(name):
-            found = check_many([seed + count - 1], dialect).wrong
-        if found and not check_many([seed + count - 1], dialect).wrong:
-            return count
-    return None
-
-
-# the command line
-
-
-def main() -> int:
-    """Check graphs, or plant faults; 1 if something is wrong, or a fault is not found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--dialect", choices=["mixed", *CHECKS], default="mixed")
-    parser.add_argument("--show", action="store_true", help="print each graph")
-    parser.add_argument("--faults", action="store_true", help="plant each fault and count graphs until it is found")
-    options = parser.parse_args()
-    if options.faults:
-        return _print_faults(options.count, options.seed, options.dialect)
-    if options.show:
-        for seed in range(options.seed, options.seed + options.count):
-            print(_shown(seed, options.dialect))
-    start = time.monotonic()
-    tally = _in_parallel(range(options.seed, options.seed + options.count), options.dialect, options.jobs)
-    print(tally)
-    seconds = time.monotonic() - start
-    print(f"{seconds:.0f} s, {options.count / seconds:.1f} graphs a second")
-    return bool(tally.wrong)
-
-
-def _shown(seed: int, dialect: str) -> str:
+def _show(seed: int, dialect: str) -> None:
     if dialect == "onnx" or (dialect == "mixed" and seed % 2 == 0):
-        return str(onnx.printer.to_text(random_branches_onnx.draw(seed).model))
+        print(onnx.printer.to_text(random_branches_onnx.draw(seed).model))
+        return
     drawn = random_branches_torch.draw(seed)
-    return drawn.module.code if drawn else f"seed {seed}: nothing"
-
-
-def _in_parallel(seeds: range, dialect: str, jobs: int) -> Tally:
-    chunks = [seeds[first : first + CHUNK] for first in range(0, len(seeds), CHUNK)]
-    total = Tally()
-    with ProcessPoolExecutor(jobs) as pool:
-        for tally in pool.map(check_many, chunks, [dialect] * len(chunks)):
-            total.add(tally)
-    return total
-
-
-def _print_faults(most: int, seed: int, dialect: str) -> int:
-    print("| fault | graphs until found |\n| --- | --- |", flush=True)
-    found = []
-    for name in FAULTS:
-        found.append(graphs_until_found(name, most, seed, dialect))
-        print(f"| {name} | {found[-1] or 'NOT FOUND'} |", flush=True)
-    return int(None in found)
+    print(drawn.module.code if drawn else f"seed {seed}: nothing")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CAMPAIGN.main(__doc__, _show))

@@ -16,7 +16,8 @@ import random_onnx
 from numpy_onnx import as_array, evaluate
 from onnx import TensorProto, helper
 from random_branches_blocks import Taps, grow
-from random_onnx import Wrong, check_model, computing, disguised
+from random_harness import Wrong
+from random_onnx import check_model, computing, disguised
 from random_onnx_graphs import Drawn
 from random_onnx_scope import Array, Scope, Settings, Undrawable, Value
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from random_branches_blocks import Taps, grow
-from random_torch import Wrong, compare, exported, run
+from random_harness import Wrong
+from random_torch import compare, exported, run
 from random_torch_builder import UNLUCKY, Builder, Unfit
 from random_torch_graphs import Drawn
 from random_torch_operators import norm_function, norm_module

@@ -13,23 +13,19 @@ nor the order of nodes matter.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy_onnx import Array, run
 from onnx import TensorProto
+from random_harness import Campaign, Fault, Tally, Wrong
 from random_onnx_graphs import Drawn, draw
 from random_onnx_scope import Undrawable
 
@@ -42,31 +38,20 @@ from bnfold.outcome import FoldReport
 from bnfold.verify.certificate import derive
 from bnfold.verify.result import Status
 
-CHUNK = 50
 EXACT, ROUNDED = 1e-9, 1e-3
 EVERY_AGAIN, EVERY_ORDER, EVERY_RUN = 2, 5, 5
 """How often a model is folded again, shuffled, and run by the runtime: each takes as long as the rest."""
 
 
-class Wrong(Exception):
-    """What a fold may never do."""
-
-
 @dataclass
-class Tally:
+class Models(Tally):
     """What became of many models."""
 
-    counts: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
     into: Counter[str] = field(default_factory=Counter)
     crossed: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        for mine, theirs in zip(self._counters(), other._counters(), strict=True):
-            mine.update(theirs)
-        self.wrong += other.wrong
+    TITLES = {"counts": "models", "rules": "folds", "into": "into", "crossed": "crossed", "reasons": "left"}  # noqa: RUF012
 
     def note(self, report: FoldReport) -> None:
         """Count the outcomes of one fold."""
@@ -79,17 +64,6 @@ class Tally:
             self.rules[f"{kind} {outcome.rule} {way}"] += 1
             self.into.update(site.op for site in outcome.into)
             self.crossed.update({site.op for site in outcome.via})
-
-    def _counters(self) -> tuple[Counter[str], ...]:
-        return self.counts, self.rules, self.into, self.crossed, self.reasons
-
-    def __str__(self) -> str:
-        titles = ("models", "folds", "into", "crossed", "left")
-        lines = [
-            f"{title}: " + ", ".join(f"{name} {count}" for name, count in counter.most_common())
-            for title, counter in zip(titles, self._counters(), strict=True)
-        ]
-        return "\n".join((*lines, f"wrong: {len(self.wrong)}", *self.wrong))
 
 
 # one model
@@ -117,7 +91,7 @@ def references(drawn: Drawn) -> list[Reference]:
     return found
 
 
-def examine(drawn: Drawn, seed: int, tally: Tally) -> None:
+def examine(drawn: Drawn, seed: int, tally: Models) -> None:
     """Fold the model as it is and as doubles; raise `Wrong` where that does harm."""
     model, runs = frontend.from_proto(drawn.model), references(drawn)
     options = FoldOptions(max_growth=1.1 if seed % 2 else 1e9)
@@ -292,7 +266,7 @@ def _runs(model: onnx.ModelProto, drawn: Drawn) -> bool:
     return True
 
 
-def check(drawn: Drawn, seed: int, tally: Tally) -> str | None:
+def check(drawn: Drawn, seed: int, tally: Models) -> str | None:
     """What is wrong with the fold of a model."""
     try:
         with np.errstate(all="ignore"):
@@ -304,9 +278,9 @@ def check(drawn: Drawn, seed: int, tally: Tally) -> str | None:
     return None
 
 
-def check_many(seeds: Iterable[int]) -> Tally:
-    """Draw and check the models of these seeds."""
-    tally = Tally()
+def check_many(seeds: Iterable[int], dialect: str = "onnx") -> Models:
+    """Draw and check the models of these seeds; there is one dialect."""
+    tally = Models()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mean of nothing, where other sizes do not fit the model
         for seed in seeds:
@@ -324,13 +298,13 @@ def check_many(seeds: Iterable[int]) -> Tally:
 
 def shrunk(drawn: Drawn, seed: int) -> Drawn:
     """The same finding in fewer nodes: outputs are dropped, values made outputs, nodes that keep a shape taken out."""
-    found = check(drawn, seed, Tally())
+    found = check(drawn, seed, Models())
     smaller = True
     while smaller:
         smaller = False
         for candidate in _smaller(drawn.model):
             attempt = Drawn(candidate, drawn.feeds)
-            if _kind(check(attempt, seed, Tally())) == _kind(found) and references(attempt):
+            if _kind(check(attempt, seed, Models())) == _kind(found) and references(attempt):
                 drawn, smaller = attempt, True
                 break
     return drawn
@@ -408,7 +382,7 @@ def _unchecked_digit(affine: Any, channels: int, place: tuple[int, int], size: i
     return affine.take(np.arange(size) % channels, axis) if moved is travel.Reason.CHANNELS_MIXED else moved
 
 
-FAULTS: dict[str, tuple[Any, str, Any]] = {
+FAULTS: dict[str, Fault] = {
     "ReLU, pools and padding let everything pass": (travel.Same, "_refusal", _no_refusal),
     "other readers not asked": (rules, "_seen_by_others", lambda *_: None),
     "every other reader is blind": (rules, "_blind", lambda *_: True),
@@ -437,53 +411,15 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-@contextmanager
-def planted(name: str) -> Iterator[None]:
-    """bnfold with one fault."""
-    holder, attribute, fault = FAULTS[name]
-    with mock.patch.object(holder, attribute, fault):
-        yield
+CAMPAIGN = Campaign(FAULTS, check_many, dialects=("onnx",))
 
 
-def models_until_found(name: str, most: int, seed: int = 0) -> int | None:
-    """How many models it takes to find a planted fault; None where `most` do not."""
-    for count in range(1, most + 1):
-        with planted(name):
-            found = check_many([seed + count - 1]).wrong
-        if found and not check_many([seed + count - 1]).wrong:
-            return count
-    return None
-
-
-# the command line
-
-
-def main() -> int:
-    """Check models, or plant faults; 1 if something is wrong, or a fault is not found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--show", action="store_true", help="print each model, made small if its fold is wrong")
-    parser.add_argument("--faults", action="store_true", help="plant each fault and count models until it is found")
-    options = parser.parse_args()
-    if options.faults:
-        return _print_faults(options.count, options.seed)
-    if options.show:
-        for seed in range(options.seed, options.seed + options.count):
-            _show(seed)
-    start = time.monotonic()
-    tally = _in_parallel(range(options.seed, options.seed + options.count), options.jobs)
-    print(tally)
-    print(f"{options.count / (time.monotonic() - start):.1f} models a second")
-    return bool(tally.wrong)
-
-
-def _show(seed: int) -> None:
+def _show(seed: int, dialect: str) -> None:
+    """Print the model of a seed, made small if its fold is wrong, and what became of its affines."""
     drawn = draw(seed)
-    if found := check(drawn, seed, Tally()):
+    if found := check(drawn, seed, Models()):
         drawn = shrunk(drawn, seed)
-        print(f"seed {seed}: {found}, made small: {check(drawn, seed, Tally())}")
+        print(f"seed {seed}: {found}, made small: {check(drawn, seed, Models())}")
     print(onnx.printer.to_text(drawn.model))
     with np.errstate(all="ignore"):
         _, report = frontend.fold_model(
@@ -495,27 +431,5 @@ def _show(seed: int) -> None:
         print(outcome.site.name, outcome.refusal or f"into {into}{way}")
 
 
-def _in_parallel(seeds: range, jobs: int) -> Tally:
-    chunks = [seeds[first : first + CHUNK] for first in range(0, len(seeds), CHUNK)]
-    total = Tally()
-    if jobs == 1:
-        for chunk in chunks:
-            total.add(check_many(chunk))
-        return total
-    with ProcessPoolExecutor(jobs) as pool:
-        for tally in pool.map(check_many, chunks):
-            total.add(tally)
-    return total
-
-
-def _print_faults(most: int, seed: int) -> int:
-    print("| fault | models until found |\n| --- | --- |", flush=True)
-    found = []
-    for name in FAULTS:
-        found.append(models_until_found(name, most, seed))
-        print(f"| {name} | {found[-1] or 'NOT FOUND'} |", flush=True)
-    return int(None in found)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CAMPAIGN.main(__doc__, _show))

@@ -14,23 +14,19 @@ all the same.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import io
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
+from random_harness import Campaign, Fault, Tally, Wrong
 from random_torch_graphs import Drawn, draw
 from random_torch_recording import Called, Recording
 from torch import Tensor, fx
@@ -45,30 +41,19 @@ from bnfold.frontends.torch import graph as torch_graph
 from bnfold.frontends.torch import lenses
 from bnfold.outcome import FoldReport
 
-CHUNK = 50
 TOLERANCE = 1e-9
 ROUNDINGS = 2000
 """How many roundings of the coarsest float type in the graph may add up."""
 
 
-class Wrong(Exception):
-    """What a fold may never do."""
-
-
 @dataclass
-class Tally:
+class Graphs(Tally):
     """What became of many graphs."""
 
-    counts: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
     crossed: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        for mine, theirs in zip(self._counters(), other._counters(), strict=True):
-            mine.update(theirs)
-        self.wrong += other.wrong
+    TITLES = {"counts": "graphs", "rules": "folds", "crossed": "crossed", "reasons": "left"}  # noqa: RUF012
 
     def note(self, report: FoldReport) -> None:
         """Count the outcomes of one fold."""
@@ -80,16 +65,6 @@ class Tally:
             way = "via" if outcome.via else "straight" if outcome.into else "vanished"
             self.rules[f"{kind} {outcome.rule} {way}"] += 1
             self.crossed.update({site.op for site in outcome.via})
-
-    def _counters(self) -> tuple[Counter[str], ...]:
-        return self.counts, self.rules, self.crossed, self.reasons
-
-    def __str__(self) -> str:
-        lines = [
-            f"{title}: " + ", ".join(f"{name} {count}" for name, count in counter.most_common())
-            for title, counter in zip(("graphs", "folds", "crossed", "left"), self._counters(), strict=True)
-        ]
-        return "\n".join((*lines, f"wrong: {len(self.wrong)}", *self.wrong))
 
 
 # execution
@@ -148,7 +123,7 @@ def _largest(tensor: Tensor) -> float:
 # one graph
 
 
-def check_recorded(drawn: Drawn, tally: Tally) -> None:
+def check_recorded(drawn: Drawn, tally: Graphs) -> None:
     """Fold the program that a run of the graph is; raise `Wrong` where that does harm."""
     recording = Recording(drawn.module)
     run(recording, drawn.inputs[0])
@@ -157,17 +132,17 @@ def check_recorded(drawn: Drawn, tally: Tally) -> None:
     compare(reference, run(Called(folded), drawn.inputs[0]), drawn)
 
 
-def check_module(drawn: Drawn, tally: Tally) -> None:
+def check_module(drawn: Drawn, tally: Graphs) -> None:
     """Fold the GraphModule without example inputs; raise `Wrong` where that does harm."""
     _check_graph_module(drawn, tally, None)
 
 
-def check_examples(drawn: Drawn, tally: Tally) -> None:
+def check_examples(drawn: Drawn, tally: Graphs) -> None:
     """Fold the GraphModule with example inputs; raise `Wrong` where that does harm."""
     _check_graph_module(drawn, tally, drawn.inputs[0])
 
 
-def _check_graph_module(drawn: Drawn, tally: Tally, examples: tuple[Tensor, ...] | None) -> None:
+def _check_graph_module(drawn: Drawn, tally: Graphs, examples: tuple[Tensor, ...] | None) -> None:
     references = [(inputs, ran) for inputs in drawn.inputs if (ran := _possible(drawn.module, inputs))]
     fingerprint = _fingerprint(drawn.module)
     folded = bnfold.fold(drawn.module, examples)
@@ -195,7 +170,7 @@ def _outputs_alone(ran: Ran) -> Ran:
     return Ran(ran.outputs, [], {}, frozenset())
 
 
-def check_program(drawn: Drawn, tally: Tally) -> None:
+def check_program(drawn: Drawn, tally: Graphs) -> None:
     """Fold the exported program; raise `Wrong` where that does harm."""
     program = exported(drawn)
     if program is None:
@@ -210,7 +185,7 @@ def check_program(drawn: Drawn, tally: Tally) -> None:
         compare(reference, run(called, inputs), drawn)
 
 
-def _folded_program(drawn: Drawn, program: ExportedProgram, tally: Tally) -> ExportedProgram:
+def _folded_program(drawn: Drawn, program: ExportedProgram, tally: Graphs) -> ExportedProgram:
     fingerprint = _fingerprint(program)
     folded = bnfold.fold(program)
     if _fingerprint(program) != fingerprint:
@@ -294,7 +269,7 @@ SHARES = {"program": 2, "examples": 6, "module": 12, "recorded": 80}
 MIX = [dialect for dialect, share in SHARES.items() for _ in range(share)]
 
 
-def check(seed: int, dialect: str, tally: Tally) -> str | None:
+def check(seed: int, dialect: str, tally: Graphs) -> str | None:
     """Draw and check the graph of one seed; what is wrong with its fold."""
     drawn = draw(seed)
     if drawn is None or _possible(drawn.module, drawn.inputs[0]) is None:
@@ -315,10 +290,10 @@ def check(seed: int, dialect: str, tally: Tally) -> str | None:
     return None
 
 
-def check_many(seeds: Iterable[int], dialect: str) -> Tally:
+def check_many(seeds: Iterable[int], dialect: str) -> Graphs:
     """Check the graphs of these seeds."""
     torch.set_num_threads(1)
-    tally = Tally()
+    tally = Graphs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for seed in seeds:
@@ -357,7 +332,7 @@ def _unchecked_digit(affine: Any, channels: int, place: tuple[int, int], size: i
     return affine.take(np.arange(size) % channels, axis) if moved is travel.Reason.CHANNELS_MIXED else moved
 
 
-FAULTS: dict[str, tuple[Any, str, Any]] = {
+FAULTS: dict[str, Fault] = {
     "relu, pools and padding let everything pass": (travel.Same, "_refusal", _no_refusal),
     "other readers not asked": (rules, "_seen_by_others", lambda *_: None),
     "every reader is blind": (rules, "_blind", lambda *_: True),
@@ -385,70 +360,12 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 ONLY_IN = {"written state not looked at": "examples"}
 
 
-@contextmanager
-def planted(name: str) -> Iterator[None]:
-    """bnfold with one fault."""
-    holder, attribute, fault = FAULTS[name]
-    with mock.patch.object(holder, attribute, fault):
-        yield
+CAMPAIGN = Campaign(FAULTS, check_many, tuple(CHECKS), fault_dialect="recorded", only_in=ONLY_IN)
 
 
-def graphs_until_found(name: str, most: int, seed: int = 0) -> int | None:
-    """How many graphs it takes to find a planted fault; None where `most` do not."""
-    dialect = ONLY_IN.get(name, "recorded")
-    for count in range(1, most + 1):
-        with planted(name):
-            found = check_many([seed + count - 1], dialect).wrong
-        if found and not check_many([seed + count - 1], dialect).wrong:
-            return count
-    return None
-
-
-# the command line
-
-
-def main() -> int:
-    """Check graphs, or plant faults; 1 if something is wrong, or a fault is not found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--dialect", choices=["mixed", *CHECKS], default="mixed")
-    parser.add_argument("--show", action="store_true", help="print each graph")
-    parser.add_argument("--faults", action="store_true", help="plant each fault and count graphs until it is found")
-    options = parser.parse_args()
-    if options.faults:
-        return _print_faults(options.count, options.seed, options.jobs)
-    if options.show:
-        for seed in range(options.seed, options.seed + options.count):
-            print(drawn.module.code if (drawn := draw(seed)) else f"seed {seed}: nothing")
-    start = time.monotonic()
-    tally = _in_parallel(options.seed, options.count, options.dialect, options.jobs)
-    print(tally)
-    seconds = time.monotonic() - start
-    print(f"{seconds:.0f} s, {options.count / seconds:.1f} graphs a second")
-    return bool(tally.wrong)
-
-
-def _in_parallel(seed: int, count: int, dialect: str, jobs: int) -> Tally:
-    chunks = [range(first, min(first + CHUNK, seed + count)) for first in range(seed, seed + count, CHUNK)]
-    total = Tally()
-    with ProcessPoolExecutor(jobs) as pool:
-        for tally in pool.map(check_many, chunks, [dialect] * len(chunks)):
-            total.add(tally)
-    return total
-
-
-def _print_faults(most: int, seed: int, jobs: int) -> int:
-    print("| fault | graphs until found |\n| --- | --- |", flush=True)
-    found = []
-    with ProcessPoolExecutor(jobs) as pool:
-        searches = [pool.submit(graphs_until_found, name, most, seed) for name in FAULTS]
-        for name, search in zip(FAULTS, searches, strict=True):
-            found.append(search.result())
-            print(f"| {name} | {found[-1] or 'NOT FOUND'} |", flush=True)
-    return int(None in found)
+def _show(seed: int, dialect: str) -> None:
+    print(drawn.module.code if (drawn := draw(seed)) else f"seed {seed}: nothing")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CAMPAIGN.main(__doc__, _show))

@@ -6,7 +6,7 @@ import pytest
 import random_branches_onnx
 import random_branches_torch
 from onnx_build import Net
-from random_branches import CHECKS, FAULTS, check_many, graphs_until_found
+from random_branches import CAMPAIGN, CHECKS, FAULTS, check_many
 
 from bnfold.frontends import onnx as frontend
 
@@ -31,7 +31,7 @@ def test_merging_a_random_graph_computes_nothing_else(dialect: str, seeds: range
 
 
 def test_a_planted_fault_is_found_soon() -> None:
-    assert graphs_until_found("a single tap is added to the first one", 60, dialect="onnx")
+    assert CAMPAIGN.until_found("a single tap is added to the first one", 60, dialect="onnx")
 
 
 def test_a_sum_that_lost_all_its_terms_reads_nothing() -> None:
@@ -57,4 +57,4 @@ def test_merging_ten_thousand_random_graphs_computes_nothing_else(part: int) -> 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(FAULTS))
 def test_every_planted_fault_is_found(name: str) -> None:
-    assert graphs_until_found(name, 600)
+    assert CAMPAIGN.until_found(name, 600)

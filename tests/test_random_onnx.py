@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from numpy_onnx import run
 from onnx import TensorProto
-from random_onnx import FAULTS, check_many, models_until_found
+from random_onnx import CAMPAIGN, FAULTS, check_many
 from random_onnx_graphs import draw
 
 SHORT = 60
@@ -31,14 +31,14 @@ def test_none_of_very_many_is_folded_wrongly(start: int) -> None:
 
 @pytest.mark.parametrize("name", ["other readers not asked", "Split gives every piece the first channels"])
 def test_a_planted_fault_is_found(name: str) -> None:
-    assert models_until_found(name, most=600) is not None
+    assert CAMPAIGN.until_found(name, 600) is not None
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_planted_fault_is_found(name: str) -> None:
-    assert models_until_found(name, most=2000) is not None
+    assert CAMPAIGN.until_found(name, 2000) is not None
 
 
 def test_the_interpreter_agrees_with_onnxruntime() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from random_torch import CHECKS, FAULTS, MIX, Called, Recording, check_many, graphs_until_found, run
+from random_torch import CAMPAIGN, CHECKS, FAULTS, MIX, Called, Recording, check_many, run
 from random_torch_graphs import draw
 
 FOUND_SOON = ("cat hands its slices to the wrong inputs", "affines composed the wrong way round")
@@ -51,7 +51,7 @@ def test_folding_recorded_graphs_crosses_most_of_what_can_be_crossed_and_compute
 
 @pytest.mark.parametrize("name", FOUND_SOON)
 def test_a_planted_fault_is_found_soon(name: str) -> None:
-    assert graphs_until_found(name, 150)
+    assert CAMPAIGN.until_found(name, 150)
 
 
 @pytest.mark.slow
@@ -67,4 +67,4 @@ def test_folding_thousands_of_random_graphs_computes_nothing_else(part: int) -> 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(FAULTS))
 def test_every_planted_fault_is_found(name: str) -> None:
-    assert graphs_until_found(name, 600)
+    assert CAMPAIGN.until_found(name, 600)
