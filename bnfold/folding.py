@@ -20,6 +20,7 @@ from bnfold.merging import MERGES, Merge
 from bnfold.outcome import Absorbed, Combined, Copied, FoldReport, Merged, Outcome, Term, Unmerged
 from bnfold.plan import Plan
 from bnfold.rules import RULES, Rule, Step, Taken
+from bnfold.undoing import undone
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def decide(
         upstream, downstream = (
             _try_rule(plan, rule, way) for rule, way in zip(RULES, (order, order[::-1]), strict=True)
         )
+        _undo(plan)
         plan.unmerged = _try_merges(plan) if merge else {}
         if (len(plan.gone), len(plan.taken)) == settled:
             break
@@ -88,6 +90,16 @@ def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refus
         else:
             plan.accept(answer)
     return refusals
+
+
+def _undo(plan: Plan[N, V]) -> None:
+    """Let operators vanish that undo each other, the innermost first."""
+    settled = -1
+    while settled != len(plan.undone):
+        settled = len(plan.undone)
+        for node in plan.movers():
+            if node not in plan.gone and (nodes := undone(plan, node)):
+                plan.undo(nodes)
 
 
 def _try_merges(plan: Plan[N, V]) -> dict[N, Refusal]:

@@ -340,6 +340,9 @@ class View(Protocol[N, V]):
     def joins(self) -> Sequence[N]:
         """Every addition and every linear operator, in topological order: what might be merged."""
 
+    def movers(self) -> Sequence[N]:
+        """Every operator that may be a reshape or a permutation, in topological order: what might undo another."""
+
     def lowers(self, node: N, affine: ChannelAffine) -> bool:
         """Whether `lower` could write this affine: the rank of the data is known, and its type holds the numbers."""
 
@@ -353,6 +356,10 @@ class Graph(View[N, V], Protocol[N, V]):
     def bypass(self, node: N) -> None:
         """Let every reader of the node's result read its data instead, and remove the node: an affine, an operator that
         does nothing, or a linear operator that another one has taken in."""
+
+    def undo(self, first: N, last: N) -> None:
+        """Let every reader of the last one's result read what the first one reads, and remove both, and what is between
+        them; what somebody asks for its shape stays."""
 
     def drop(self, node: N, ports: tuple[int, ...]) -> None:
         """Remove these terms of a sum, and what only they have read; a sum with one term left vanishes."""

@@ -21,7 +21,8 @@ from bnfold.combining import added, composed, linear, work
 from bnfold.graph import N, Reason, Refusal, V, View
 from bnfold.origin import Origin
 from bnfold.rules import compose
-from bnfold.travel import Permute, Same, Sum
+from bnfold.travel import Same, Sum
+from bnfold.undoing import behind_idle, is_read_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class _Tree(Generic[N, V]):
 
     def _gather(self, node: N, sign: int) -> None:
         for port, (value, term) in enumerate(zip(self.graph.inputs(node), _sum(self.graph, node).signs, strict=True)):
-            behind, idle = _behind_idle(self.graph, value)
+            behind, idle = behind_idle(self.graph, value)
             inner = self.graph.producer(behind) if is_read_once(self.graph, behind) else None
             if inner is not None and isinstance(self.graph.read(inner), Sum):
                 self.nested[node, port] = inner
@@ -146,7 +147,7 @@ def merge_serial(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
     second = graph.read(node)
     if not isinstance(second, LinearOp) or not graph.uses(graph.result(node)):
         return None
-    value, idle = _behind_idle(graph, graph.data(node))
+    value, idle = behind_idle(graph, graph.data(node))
     front = graph.producer(value)
     first = None if front is None else graph.read(front)
     if front is None or not isinstance(first, LinearOp):
@@ -171,12 +172,6 @@ def merge_serial(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
     return Merge("merge-serial", node, op, (front,), (), tuple(idle), (), parts, saved)
 
 
-def is_read_once(graph: View[N, V], value: V) -> bool:
-    """Whether one operator reads the value, and nothing that is no operator."""
-    uses = graph.uses(value)
-    return len(uses) == 1 and not isinstance(uses[0], Reason) and uses[0][1] is not None
-
-
 def _sum(graph: View[N, V], node: N) -> Sum:
     reading = graph.read(node)
     assert isinstance(reading, Sum), "a tree is made of sums"
@@ -190,61 +185,22 @@ def _is_inner(graph: View[N, V], node: N) -> bool:
         reader = graph.uses(value)[0][0]  # type: ignore[index]
         if isinstance(graph.read(reader), Sum):
             return True
-        undone = _undone(graph, reader)
-        if undone is None:
+        reading = graph.read(reader)
+        if not isinstance(reading, Same) or not reading.idle:
             return False
-        value = graph.outputs(undone)[0]
+        value = graph.outputs(reader)[0]
     return False
-
-
-def _undone(graph: View[N, V], node: N) -> N | None:
-    """The last of the idle nodes that begin here: the node itself, or the one that undoes its permutation."""
-    match graph.read(node):
-        case Same(idle=True):
-            return node
-        case Permute(order) if is_read_once(graph, graph.outputs(node)[0]):
-            after = graph.uses(graph.outputs(node)[0])[0][0]  # type: ignore[index]
-            back = graph.read(after)
-            return after if isinstance(back, Permute) and _undoes(order, back.order) else None
-    return None
-
-
-def _undoes(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-    return len(first) == len(second) and all(first[second[axis]] == axis for axis in range(len(first)))
-
-
-def _behind_idle(graph: View[N, V], value: V) -> tuple[V, list[N]]:
-    """The value behind nodes that do nothing, and those nodes; what others read too is not passed."""
-    found: list[N] = []
-    while is_read_once(graph, value) and (node := graph.producer(value)) is not None:
-        match graph.read(node):
-            case Same(idle=True):
-                value = graph.inputs(node)[0]
-                found.append(node)
-            case Permute(order):
-                between = graph.inputs(node)[0]
-                front = graph.producer(between)
-                turned = None if front is None else graph.read(front)
-                if front is None or not isinstance(turned, Permute) or not is_read_once(graph, between):
-                    break
-                if not _undoes(turned.order, order):
-                    break
-                value = graph.inputs(front)[0]
-                found += [node, front]
-            case _:
-                break
-    return value, found
 
 
 def _branch(graph: View[N, V], value: V, place: tuple[N, int], sign: int) -> Branch[N, V]:
     """What is added there, followed up to a linear operator, or as far as affines go."""
     affine: ChannelAffine | None = None
     affines: list[N] = []
-    value, idle = _behind_idle(graph, value)
+    value, idle = behind_idle(graph, value)
     while is_read_once(graph, value) and (node := graph.producer(value)) is not None:
         reading = graph.read(node)
         if isinstance(reading, LinearOp) and affine is None:
-            data, more = _behind_idle(graph, graph.data(node))
+            data, more = behind_idle(graph, graph.data(node))
             return Branch(data, node, None, (), (*idle, *more), place, sign)
         if not isinstance(reading, ChannelAffine):
             break
@@ -254,7 +210,7 @@ def _branch(graph: View[N, V], value: V, place: tuple[N, int], sign: int) -> Bra
             break
         affine = together
         affines.append(node)
-        value, more = _behind_idle(graph, graph.data(node))
+        value, more = behind_idle(graph, graph.data(node))
         idle += more
     return Branch(value, None, affine, tuple(affines), tuple(idle), place, sign)
 

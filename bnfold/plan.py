@@ -21,6 +21,7 @@ class Plan(Generic[N, V]):
     `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
     `kept` are affines that must stay as they are, and operators that must not take in others. `moved` tells of an
     operator that was merged which one has taken it in, `left` of a sum which of its terms stay, `unmerged` what is not.
+    `undone` are operators in a row that do nothing together.
     """
 
     graph: Graph[N, V]
@@ -31,6 +32,7 @@ class Plan(Generic[N, V]):
     moved: dict[N, N] = field(default_factory=dict)
     left: dict[N, tuple[int, ...]] = field(default_factory=dict)
     unmerged: dict[N, Refusal] = field(default_factory=dict)
+    undone: list[tuple[N, ...]] = field(default_factory=list)
     lowered: dict[N, ChannelAffine] = field(default_factory=dict)
     partly: dict[N, Step[N]] = field(default_factory=dict)
     _readings: dict[N, Reading] = field(default_factory=dict)
@@ -46,6 +48,9 @@ class Plan(Generic[N, V]):
 
     def joins(self) -> Sequence[N]:
         return [node for node in self.graph.joins() if node not in self.moved and not self._is_idle(node)]
+
+    def movers(self) -> Sequence[N]:
+        return self.graph.movers()
 
     def position(self, node: N) -> int:
         return self.graph.position(node)
@@ -157,6 +162,11 @@ class Plan(Generic[N, V]):
         self.pending[merge.into] = merge.op
         self.taken.append(merge)
 
+    def undo(self, nodes: tuple[N, ...]) -> None:
+        """Let operators vanish that do nothing together."""
+        self.gone.update(dict.fromkeys(nodes, Step("undo", (), ())))
+        self.undone.append(nodes)
+
     def _leave(self, value: V) -> None:
         """A sum that nobody reads any more has no terms, nor have those in it."""
         maker = self.graph.producer(value)
@@ -195,11 +205,17 @@ class Plan(Generic[N, V]):
     def commit(self) -> dict[str, tuple[str, ...]]:
         """The only caller of the verbs: each operator is written once, then each vanished node is bypassed and each
         merged term dropped, then what stays is lowered; by the name of the batch norm, those of the nodes that it
-        became."""
+        became. Where no number changes, operators that undo each other are left as they are."""
+        if not (self.taken or self.lowered):
+            return {}
         for node, op in self.pending.items():
             self.graph.write(node, op)
+        together = {node for nodes in self.undone for node in nodes}
         for node in self.gone:
-            self.graph.bypass(node)
+            if node not in together:
+                self.graph.bypass(node)
+        for first, *_, last in self.undone:
+            self.graph.undo(first, last)
         for node in sorted((node for node, ports in self.left.items() if ports), key=self.graph.position):
             self.graph.drop(node, tuple(set(range(len(self.graph.inputs(node)))) - {*self.left[node]}))
         return {self.site(node).name: self.graph.lower(node, rest) for node, rest in self.lowered.items()}

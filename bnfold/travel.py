@@ -21,7 +21,7 @@ Front ends make them of facts: sizes that the graph enforces, a symbol for an un
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -106,10 +106,19 @@ class Permute:
 
 @dataclass(frozen=True)
 class Reshape:
-    """The same numbers in the same order under another shape."""
+    """The same numbers in the same order under another shape.
+
+    `asked` is the shape that it makes as far as the graph enforces that, −1 for the size that it computes from the
+    others, None for one that is not known; empty where nothing is enforced. It makes the shape of the value `like`, if
+    there is one, out of the value `source`. One that `demands` sizes fails for others that it may be given.
+    """
 
     before: Shape
     after: Shape
+    asked: Shape = ()
+    source: Hashable = None
+    like: Hashable = None
+    demands: bool = False
 
     def upstream(self, port: int, affine: ChannelAffine) -> Asked | Reason:
         moved = carried(affine, self.after, self.before)

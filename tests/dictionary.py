@@ -9,7 +9,7 @@ import numpy as np
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
 from bnfold.graph import Extent, Reading, Reason, SharedWeight, Site, Use
-from bnfold.travel import Concat, Gate, Same, Split, Sum
+from bnfold.travel import Concat, Gate, Permute, Reshape, Same, Split, Sum
 
 Operator = Callable[[Sequence[Array]], Sequence[Array]]
 
@@ -117,6 +117,10 @@ class Dictionary:
     def joins(self) -> Sequence[str]:
         return [name for name, cell in self.cells.items() if isinstance(cell.reading, (Sum, LinearOp))]
 
+    def movers(self) -> Sequence[str]:
+        movers = [name for name, cell in self.cells.items() if isinstance(cell.reading, (Permute, Reshape))]
+        return sorted(movers, key=self.position)
+
     def lowers(self, node: str, affine: ChannelAffine) -> bool:
         return node not in self.full and bool(np.isfinite(affine.shift).all())
 
@@ -135,6 +139,13 @@ class Dictionary:
             beside = tuple(data if value == node else value for value in cell.beside)
             self.cells[name] = replace(cell, data=data if cell.data == node else cell.data, beside=beside)
         self.ends = tuple(data if output == node else output for output in self.ends)
+
+    def undo(self, first: str, last: str) -> None:
+        self.verbs.append(("undo", last))
+        data = self.cells[first].data
+        while last != data:
+            last, gone = self.cells[last].data, last
+            self._vanish(gone, data)
 
     def drop(self, node: str, ports: tuple[int, ...]) -> None:
         self.verbs.append(("drop", node))

@@ -30,6 +30,7 @@ MERGE_SUITES = {
     "combining.py": ("tests/test_combining.py", *ROWS),
     "merging.py": ROWS,
     "plan.py": ROWS,
+    "undoing.py": ("tests/test_undoing.py", *ROWS),
     "verify/merged.py": ("tests/test_merged.py", *ROWS),
 }
 
@@ -409,12 +410,27 @@ MERGING = tuple(
             "while is_read_once(graph, value) and (node := graph.producer(value)) is not None:\n        reading",
             "while (node := graph.producer(value)) is not None:\n        reading",
         ),
-        Mutant("a turned value is read elsewhere", "merging.py", "or not is_read_once(graph, between)", ""),
+        Mutant(
+            "a turned value is read elsewhere",
+            "undoing.py",
+            "graph.producer(between) if is_read_once(graph, between) else None",
+            "graph.producer(between)",
+        ),
         Mutant(
             "turned is turned back",
-            "merging.py",
-            "len(first) == len(second) and all(first[second[axis]] == axis for axis in range(len(first)))",
-            "len(first) == len(second)",
+            "undoing.py",
+            "len(there) == len(back) and all(there[back[axis]] == axis for axis in range(len(there)))",
+            "len(there) == len(back)",
+        ),
+        Mutant("a shape needs no proof", "undoing.py", "is_shape(back.asked, there.before)", "True"),
+        Mutant("any size may be left to compute", "undoing.py", "len(open_axes) > 1 or 0 in others", "0 in others"),
+        Mutant("a number is no demand", "undoing.py", " or (isinstance(size, int) and size != -1)", ""),
+        Mutant("what a squeeze demands is not kept", "undoing.py", "if there.demands:", "if False:"),
+        Mutant("a view that is written is undone", "undoing.py", "if Reason.MUTATED_IN_PLACE in seen:", "if False:"),
+        Mutant("an input becomes an output", "undoing.py", "return not is_output or (", "return True or ("),
+        Mutant("pairs go where nothing folds", "plan.py", "if not (self.taken or self.lowered):", "if False:"),
+        Mutant(
+            "onnx: sizes without a name are one", "frontends/onnx/shaping.py", 'and size.startswith("?")', "and False"
         ),
         Mutant("the sign of the host forgotten", "merging.py", "sign = host.sign * branch.sign", "sign = branch.sign"),
         Mutant(

@@ -152,6 +152,9 @@ class OnnxGraph:
         names = ("Add", "Sub", "Sum", *lenses.SPELLINGS)
         return [node for node in walking.nodes(self._model) if self._is(node, *names)]
 
+    def movers(self) -> Sequence[ir.Node]:
+        return [node for node in walking.nodes(self._model) if self._is(node, *passages.MOVERS)]
+
     def lowers(self, node: ir.Node, affine: ChannelAffine) -> bool:
         terms = self._terms(node, affine) if node.graph is self._model.graph else {}
         return bool(terms) and all(is_finite(term) for term in terms.values())
@@ -180,6 +183,9 @@ class OnnxGraph:
     def bypass(self, node: ir.Node) -> None:
         bias = self.added_bias(node)
         skip(bias[0].node if bias else node, self.data(node))
+
+    def undo(self, first: ir.Node, last: ir.Node) -> None:
+        skip(last, self.data(first))
 
     def drop(self, node: ir.Node, ports: tuple[int, ...]) -> None:
         drop(node, ports)

@@ -21,6 +21,7 @@ Lens = Callable[[ir.Node, Looker], Passage | Reason]
 
 SPATIAL = frozenset(range(2, 64))
 OF_ALL = frozenset({"Concat", "Add", "Sub", "Sum", "Mul", "Div", "MatMul"})
+MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 SIZED = frozenset({"Reshape", "Expand", "CastLike", "Resize"})
 
 

@@ -70,11 +70,17 @@ def reshape(node: ir.Node, look: Looker) -> Passage:
     """Reshape: 0 copies a size unless `allowzero`, −1 is what is left. Of unknown rank, only one number passes."""
     before, target = shape_of(node, look) or (), _target(node, look)
     if target is None:
-        return Reshape(before, solved(before, look.shape(node.outputs[0]) or ()))
+        made = look.shape(node.outputs[0]) or ()
+        return Reshape(before, solved(before, made), made)
     keeps = not integer(node, "allowzero", 0)
     copied = (*before, *[None] * len(target))
-    given = (copied[axis] if size == 0 and keeps else size for axis, size in enumerate(target))
-    return Reshape(before, solved(before, tuple(None if size == -1 else size for size in given)))
+    given = tuple(copied[axis] if size == 0 and keeps else size for axis, size in enumerate(target))
+    return Reshape(before, solved(before, tuple(None if size == -1 else size for size in given)), named(given))
+
+
+def named(sizes: Shape) -> Shape:
+    """The sizes without the symbols that stand for sizes without a name, which are those of one value alone."""
+    return tuple(None if isinstance(size, str) and size.startswith("?") else size for size in sizes)
 
 
 def _target(node: ir.Node, look: Looker) -> Shape | None:
@@ -141,7 +147,8 @@ def flatten(node: ir.Node, look: Looker) -> Passage | Reason:
     if before is None or not -len(before) <= axis <= len(before):
         return Reason.AXIS_UNKNOWN
     axis = axis + len(before) if axis < 0 else axis
-    return Reshape(before, solved(before[:axis], (None,)) + solved(before[axis:], (None,)))
+    after = solved(before[:axis], (None,)) + solved(before[axis:], (None,))
+    return Reshape(before, after, named(after))
 
 
 def squeeze(node: ir.Node, look: Looker) -> Passage | Reason:
@@ -155,7 +162,8 @@ def squeeze(node: ir.Node, look: Looker) -> Passage | Reason:
     if gone is None:
         return Reason.AXIS_UNKNOWN
     ones = tuple(1 if axis in gone else size for axis, size in enumerate(before))
-    return Reshape(ones, tuple(size for axis, size in enumerate(ones) if axis not in gone))
+    after = tuple(size for axis, size in enumerate(ones) if axis not in gone)
+    return Reshape(ones, after, named(after), demands=ones != before)
 
 
 def unsqueeze(node: ir.Node, look: Looker) -> Passage | Reason:
@@ -166,7 +174,8 @@ def unsqueeze(node: ir.Node, look: Looker) -> Passage | Reason:
         return Reason.AXIS_UNKNOWN
     sizes = iter(before)
     rank = len(before) + len(new)
-    return Reshape(before, tuple(1 if axis in new else next(sizes) for axis in range(rank)))
+    after = tuple(1 if axis in new else next(sizes) for axis in range(rank))
+    return Reshape(before, after, named(after))
 
 
 def expand(node: ir.Node, look: Looker) -> Passage | Reason:

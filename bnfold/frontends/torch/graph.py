@@ -40,6 +40,7 @@ from bnfold.frontends.torch.passages import makes_tuple, passage_of
 from bnfold.frontends.torch.places import module_path, source_line
 from bnfold.frontends.torch.rounding import rounded
 from bnfold.frontends.torch.shapes import Facts
+from bnfold.frontends.torch.shaping import MOVERS
 from bnfold.frontends.torch.sight import QUOTIENTS, Sight, inputs_of
 from bnfold.frontends.torch.spelling import spell
 from bnfold.frontends.torch.writer import NewParameters, Writer
@@ -200,6 +201,9 @@ class TorchGraph:
         calls = ((node, self.call(node) or self._spelt[node]) for node in self.graph.nodes)
         return [node for node, call in calls if call is not None and call.operator in _JOINS]
 
+    def movers(self) -> Sequence[fx.Node]:
+        return [node for node, call in self._spelt.items() if call is not None and call.operator in MOVERS]
+
     def lowers(self, node: fx.Node, affine: ChannelAffine) -> bool:
         terms = self._terms(node, affine)
         return bool(terms) and all(bool(term.isfinite().all()) for term in terms.values())
@@ -224,6 +228,10 @@ class TorchGraph:
     def bypass(self, node: fx.Node) -> None:
         last = self._added[node].node if node in self._added else node
         self.writer.bypass(last, self.result(node), self.data(node))
+        self._forget()
+
+    def undo(self, first: fx.Node, last: fx.Node) -> None:
+        self.writer.bypass(last, last, self.data(first))
         self._forget()
 
     def drop(self, node: fx.Node, ports: tuple[int, ...]) -> None:
@@ -280,7 +288,7 @@ class TorchGraph:
 
     def may_go(self, node: fx.Node) -> bool:
         """Whether the node does nothing but make its value, so that it goes with its last reader."""
-        known = self._spelt.get(node) is not None or self.call(node) is not None
+        known = self._spelt.get(node) is not None or self.call(node) is not None or reads_shape_only(node)
         return known and node not in self.pinned
 
     def call(self, node: fx.Node) -> Call | None:

@@ -18,11 +18,13 @@ from bnfold.travel import Shape
 
 @dataclass(frozen=True)
 class Facts:
-    """Shapes and dtypes of values; `ranks` are those of values whose sizes are not known."""
+    """Shapes and dtypes of values; `ranks` are those of values whose sizes are not known. `proved` tells sizes that
+    hold by proof from those that were seen in a few runs."""
 
     shapes: Mapping[fx.Node, Shape] = field(default_factory=dict)
     dtypes: Mapping[fx.Node, torch.dtype] = field(default_factory=dict)
     ranks: Mapping[fx.Node, int] = field(default_factory=dict)
+    proved: bool = False
 
     def shape(self, value: Any) -> Shape | None:
         if value in self.shapes:
@@ -42,7 +44,7 @@ def proved_facts(graph: fx.Graph) -> Facts:
     values = {node: node.meta.get("val") for node in graph.nodes}
     tensors = {node: value for node, value in values.items() if isinstance(value, Tensor)}
     shapes = {node: tuple(_size(size) for size in value.shape) for node, value in tensors.items()}
-    return Facts(shapes, {node: value.dtype for node, value in tensors.items()})
+    return Facts(shapes, {node: value.dtype for node, value in tensors.items()}, proved=True)
 
 
 def _size(size: Any) -> int | str:

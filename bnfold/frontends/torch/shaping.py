@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from bnfold.frontends.torch.calls import words
 from bnfold.frontends.torch.sight import Lens, Sight, from_front, inputs_of
 from bnfold.graph import Passage, Reason
 from bnfold.travel import Concat, Permute, Reshape, Same, Split
@@ -47,7 +48,9 @@ def _reshape(sight: Sight) -> Passage | Reason:
     sizes = sight.call.get("size", ())
     if any(isinstance(each, torch.dtype) for each in (sizes if isinstance(sizes, (tuple, list)) else (sizes,))):
         return Reason.NOT_LINEAR
-    return Reshape(sight.before or (), sight.after or ())
+    before, after = sight.before or (), sight.after or ()
+    asked = after if sight.facts.proved else ()
+    return Reshape(before, after, asked, sight.call.get("input"), sight.call.get("other"))
 
 
 def _squeeze(sight: Sight) -> Passage | Reason:
@@ -183,6 +186,12 @@ def _gathered(sight: Sight, given: Sequence[tuple[int, Any]]) -> Passage | Reaso
 
 TUPLES = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
 """Operators whose results are tuples of pieces."""
+
+MOVERS = words(
+    "permute transpose swapaxes swapdims t mT numpy_T squeeze unsqueeze flatten unflatten"
+    " view _unsafe_view reshape view_as reshape_as"
+)
+"""Operators that may be a `Permute` or a `Reshape`."""
 
 SHAPING: dict[str, Lens] = {
     "permute": _permute,
