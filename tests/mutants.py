@@ -25,12 +25,14 @@ SUITE = (
     "tests/test_torch_frontend.py",
 )
 ROWS = ("tests/test_merge_cases.py",)
+UNDOING = ("tests/test_undoing.py",)
 MERGE_SUITES = {
     "window.py": ("tests/test_window.py", "tests/test_combining.py", *ROWS),
     "combining.py": ("tests/test_combining.py", *ROWS),
     "merging.py": ROWS,
-    "plan.py": ROWS,
-    "undoing.py": ("tests/test_undoing.py", *ROWS),
+    "plan.py": (*UNDOING, *ROWS),
+    "undoing.py": UNDOING,
+    "frontends/onnx/shaping.py": UNDOING,
     "verify/merged.py": ("tests/test_merged.py", *ROWS),
 }
 

@@ -316,7 +316,11 @@ def back(data: str, *asked: int | str | None) -> Cell:
         ("an output between", lambda: graph("r", "t", "n", t=there("x"), b=back("t"), r=relu("b"), n=norm()), 0),
         ("a demand", lambda: graph("r", "n", t=there("x", demands=True), b=back("t"), r=relu("b"), n=norm()), 0),
         ("read as no data", lambda: graph("r", "n", t=there("x"), b=back("t"), r=relu("b", "t"), n=norm()), 0),
-        ("written in place", lambda: written(graph("r", "n", t=there("x"), b=back("t"), r=relu("b"), n=norm())), 0),
+        (
+            "written in place",
+            lambda: written(graph("r", "n", c=conv("x"), t=there("c"), b=back("t"), r=relu("b"), n=norm())),
+            0,
+        ),
         ("nothing folds", lambda: graph("r", t=there("x"), b=back("t"), r=relu("b")), 0),
     ],
 )
