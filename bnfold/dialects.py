@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ class Dialect:
     `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
     `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
     `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
-    `actual` executes the model as it is in the `runtime`, graph optimisations off; `annotate` is the model with a note
-    of what was folded; `write` saves atomically and
-    returns the files.
+    `actual` executes the model as it is in the `runtime`, graph optimisations off, and `optimised` with those that the
+    runtime has by default (None: it has none); `annotate` is the model with a note of what was folded; `write` saves
+    atomically and returns the files.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Dialect:
     as_float64: Callable[[Any], Any]
     exact: Callable[[Any], Runner]
     actual: Callable[[Any, RunOptions], Runner]
+    optimised: Callable[[Any, RunOptions], Runner] | None
     annotate: Callable[[Any, FoldReport], Any]
     write: Callable[[Path, Any], tuple[Path, ...]]
 
@@ -68,7 +70,7 @@ def onnx_dialect() -> Dialect:
 
         return float64_runner(onnx.to_proto(onnx.as_float64(model)))
 
-    def actual(model: Any, options: RunOptions) -> Runner:
+    def runtime(model: Any, options: RunOptions, *, optimise: bool) -> Runner:
         from bnfold.runtime import session
 
         return session(
@@ -76,7 +78,7 @@ def onnx_dialect() -> Dialect:
             provider=options.provider,
             provider_options=options.settings,
             threads=options.threads,
-            optimise=False,
+            optimise=optimise,
         )
 
     return Dialect(
@@ -92,7 +94,8 @@ def onnx_dialect() -> Dialect:
         decides=onnx.decides,
         as_float64=onnx.as_float64,
         exact=exact,
-        actual=actual,
+        actual=partial(runtime, optimise=False),
+        optimised=partial(runtime, optimise=True),
         annotate=onnx.annotate,
         write=saving.write_onnx,
     )
@@ -116,6 +119,7 @@ def torch_dialect() -> Dialect:
         as_float64=torch.as_float64,
         exact=lambda program: torch.runner(torch.as_float64(program), torch.signature(program)),
         actual=lambda program, _: torch.runner(program, torch.signature(program)),
+        optimised=None,
         annotate=_no_metadata,
         write=saving.write_program,
     )

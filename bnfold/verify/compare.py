@@ -224,6 +224,16 @@ class EndToEnd:
             meter = self.meters.setdefault(name, Meter(name, self.tolerance))
             meter.add(exact[name], value, candidate[name])
 
+    @property
+    def compared(self) -> bool:
+        """Whether anything was."""
+        return any(meter.compared or meter.mismatch for meter in self.meters.values())
+
+    @property
+    def worst_ratio(self) -> float | None:
+        """The largest ratio of errors among the outputs that have one."""
+        return max((row.ratio for row in self.results() if row.ratio is not None), default=None)
+
     def results(self) -> tuple[OutputComparison, ...]:
         """One row per output, in order."""
         return tuple(meter.result() for meter in self.meters.values())
