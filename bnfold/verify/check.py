@@ -23,10 +23,10 @@ from bnfold.evidence import Evidence
 from bnfold.model import Runner
 from bnfold.outcome import FoldReport
 from bnfold.verify.certificate import derive
-from bnfold.verify.compare import Tolerance
 from bnfold.verify.execution import Execution
 from bnfold.verify.licence import licence
 from bnfold.verify.machines import Subject
+from bnfold.verify.meters import Tolerance
 from bnfold.verify.plan import CheckPlan, Level
 from bnfold.verify.result import Layer, Status, Verdict, Verification
 

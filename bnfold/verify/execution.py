@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from bnfold.errors import NoVerdict
 from bnfold.model import Runner
-from bnfold.verify.compare import EndToEnd, Semantics, has_finite
+from bnfold.verify.compare import Semantics, has_finite
 from bnfold.verify.ends import Tuned, agreement, ratio_layer, worst_complaint
 from bnfold.verify.inputs import Probe, with_inputs
 from bnfold.verify.machines import Machine, Subject
+from bnfold.verify.meters import EndToEnd, loose_axes
 from bnfold.verify.plan import CheckPlan
 from bnfold.verify.probes import Probes, make_probes
 from bnfold.verify.result import Layer, Status
@@ -39,7 +40,7 @@ class Execution:
     not_finite: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ends = EndToEnd(self.plan.tolerance)
+        self.ends = EndToEnd(self.plan.tolerance, loose_axes(self.exact.reference) if self.decides else {})
 
     @classmethod
     def of(

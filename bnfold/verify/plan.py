@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bnfold.verify.compare import Tolerance
 from bnfold.verify.inputs import InputSpec
+from bnfold.verify.meters import Tolerance
 from bnfold.verify.probes import ProbeOptions
 from bnfold.verify.result import RuntimeRecord
 
