@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bnfold.errors import MissingDependency, NoVerdict
-from bnfold.model import Arrays, Runner, Signature
+from bnfold.model import Arrays, Port, Runner, Signature
 from bnfold.verify.inputs import numpy_dtype
 from bnfold.verify.licence import paired
 
@@ -80,3 +80,21 @@ class Machine:
             self.refusal = refusal if self._runner is None else None
             raise NoVerdict(str(refusal), code="cannot-run")
         return results
+
+
+def narrowed(reference: Signature, candidate: Signature) -> Signature:
+    """The reference's signature, with the sizes of inputs that only the candidate fixes."""
+    ports = [_narrowed(mine, own) for mine, own in paired(reference.inputs, candidate.inputs)]
+    return Signature(tuple(ports), reference.outputs)
+
+
+def _narrowed(mine: Port, own: Port) -> Port:
+    if mine.shape is None or own.shape is None or len(mine.shape) != len(own.shape):
+        return mine
+    pairs = zip(mine.shape, own.shape, strict=True)
+    return replace(
+        mine,
+        shape=tuple(
+            size if isinstance(size, int) else fixed if isinstance(fixed, int) else size for size, fixed in pairs
+        ),
+    )
