@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bnfold import saving
@@ -29,11 +30,11 @@ class Dialect:
     """What bnfold does with a model of one kind. Nothing here changes the model that is passed in.
 
     `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
-    `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
-    `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
-    `actual` executes the model as it is in the `runtime`, graph optimisations off, and `optimised` with those that the
-    runtime has by default (None: it has none); `annotate` is the model with a note of what was folded; `write` saves
-    atomically and returns the files.
+    `size` counts the floats that are stored, and the bytes of all tensors; `identity` lists what a fold must keep
+    (versions, metadata); `decides` says that the model rounds or decides inside; `as_float64` is the model with every
+    floating-point tensor in double, and `exact` executes it so (the `executor`); `actual` executes the model as it is
+    in the `runtime`, graph optimisations off, and `optimised` with those that the runtime has by default (None: it has
+    none); `annotate` is the model with a note of what was folded; `write` saves atomically and returns the files.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Dialect:
     executor: str
     fold: Callable[[Any, FoldOptions], tuple[Any, FoldReport]]
     facts: Callable[[Any], ModelFacts]
+    size: Callable[[Any], tuple[int, int]]
     signature: Callable[[Any], Signature]
     evidence: Callable[[Any], Evidence]
     identity: Callable[[Any], list[str]]
@@ -68,18 +70,22 @@ def onnx_dialect() -> Dialect:
     def exact(model: Any) -> Runner:
         from bnfold.verify.float64 import float64_runner
 
-        return float64_runner(onnx.to_proto(onnx.as_float64(model)))
+        return float64_runner(*onnx.in_parts(onnx.as_float64(model)))
 
     def runtime(model: Any, options: RunOptions, *, optimise: bool) -> Runner:
         from bnfold.runtime import session
 
-        return session(
-            onnx.to_bytes(model),
+        opened = partial(
+            session,
             provider=options.provider,
             provider_options=options.settings,
             threads=options.threads,
             optimise=optimise,
         )
+        if onnx.is_one_file(model):
+            return opened(onnx.to_bytes(model))
+        with TemporaryDirectory() as folder:  # the runtime finds tensors in files only beside a model in a file
+            return opened(onnx.save(model, Path(folder) / "model.onnx")[0])
 
     return Dialect(
         kind="onnx",
@@ -88,6 +94,7 @@ def onnx_dialect() -> Dialect:
         executor="onnx.reference in float64",
         fold=onnx.fold_model,
         facts=onnx.facts,
+        size=onnx.size,
         signature=onnx.signature,
         evidence=onnx.evidence,
         identity=onnx.identity,
@@ -112,6 +119,7 @@ def torch_dialect() -> Dialect:
         executor="torch in float64",
         fold=torch.fold_program,
         facts=torch.facts,
+        size=torch.size,
         signature=torch.signature,
         evidence=torch.evidence,
         identity=lambda program: [],

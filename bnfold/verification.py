@@ -29,13 +29,15 @@ class Side:
 
     def subject(self, run_options: RunOptions) -> Subject:
         """The model as the check sees it; nothing is executed yet."""
-        optimised = self.dialect.optimised
+        optimised, (parameters, nbytes) = self.dialect.optimised, self.dialect.size(self.model)
         return Subject(
             self.dialect.signature(self.model),
             exact=lambda: self.dialect.exact(self.model),
             actual=lambda: self.dialect.actual(self.model, run_options),
             decides=self.dialect.decides(self.model),
             optimised=None if optimised is None else lambda: optimised(self.model, run_options),
+            parameters=parameters,
+            nbytes=nbytes,
         )
 
 

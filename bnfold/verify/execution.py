@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import NoVerdict
 from bnfold.model import Arrays, Runner
+from bnfold.verify.budget import too_large
 from bnfold.verify.compare import Semantics, has_finite
 from bnfold.verify.ends import Tuned, agreement, ratio_layer, worst_complaint
 from bnfold.verify.inputs import Probe, with_inputs
@@ -38,6 +39,7 @@ class Execution:
     note: str = ""
     no_inputs: str | None = None
     tuned: Tuned | None = None
+    too_large: Mapping[str, str] = field(default_factory=dict)
     semantics: Semantics = field(default_factory=Semantics)
     ran: list[Probe] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
@@ -60,10 +62,13 @@ class Execution:
             strict,
             reference.decides or candidate.decides,
             tuned=Tuned.of(reference, candidate, plan.tolerance),
+            too_large=too_large(reference, candidate, plan.level),
         )
 
     def run(self) -> None:
-        """Choose the inputs by what the original accepts, then run everything on each."""
+        """Choose the inputs by what the original accepts, then run on each everything that memory allows."""
+        if {"L2", "L4"} <= self.too_large.keys():
+            return
         try:
             probes = self._probes()
         except NoVerdict as error:
@@ -84,6 +89,8 @@ class Execution:
 
     def _accepts(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run in the runtime, and in float64 too where that is cheap: it may refuse sizes that the runtime takes."""
+        if "L4" in self.too_large:
+            return self.exact.accepts(feeds)
         results = self.actual.accepts(feeds)
         if sum(value.size for value in feeds.values()) < MANY_NUMBERS:
             try:
@@ -99,19 +106,23 @@ class Execution:
             return
         self.not_finite += [name for name, value in truth.items() if value.size and not has_finite(value)]
         self.ran.append(probe)
-        if (found := self.semantic.run(probe.feeds)) is not None:
+        if "L2" not in self.too_large and (found := self.semantic.run(probe.feeds)) is not None:
             self.semantics.add(truth, found)
+        if "L4" not in self.too_large:
+            self._run_actual(probe, truth)
+
+    def _run_actual(self, probe: Probe, truth: Arrays) -> None:
         before = self.actual.run(probe.feeds)
         after = self.candidate.run(probe.feeds) if before is not None else None
         if before is not None and after is not None:
             self.ends.add(truth, before, after)
-            if self.tuned is not None:
+            if self.tuned is not None and "L5" not in self.too_large:
                 self.tuned.add(probe.feeds, truth, before)
 
     @property
     def obstacle(self) -> str | None:
         """Why the layers allow no verdict: a reference that is not finite, a candidate that does not run."""
-        if self.not_finite and not self.semantics.compared:
+        if self.not_finite and not (self.semantics.compared or self.ends.compared):
             return f"the reference is not finite: output {self.not_finite[0]} holds nothing but NaN and infinities"
         if self.candidate.refusal and not self.actual.refusal and not self.strict:
             return f"the candidate cannot run where the reference does: {self.candidate.refusal}"
@@ -131,7 +142,7 @@ class Execution:
         )
 
     def _semantic_status(self) -> tuple[Status, str]:
-        if refusal := self.no_inputs or self.exact.refusal:
+        if refusal := self.too_large.get("L2") or self.no_inputs or self.exact.refusal:
             return Status.SKIPPED, refusal
         if self.semantic.refusal:
             return self._broken(self.semantic.refusal)
@@ -157,7 +168,7 @@ class Execution:
         return self.actual.elapsed_s + self.candidate.elapsed_s
 
     def _end_to_end_status(self) -> tuple[Status, str]:
-        if refusal := self.no_inputs or self.actual.refusal or self.exact.refusal:
+        if refusal := self.too_large.get("L4") or self.no_inputs or self.actual.refusal or self.exact.refusal:
             return Status.SKIPPED, refusal
         if self.candidate.refusal:
             return self._broken(self.candidate.refusal)
@@ -174,6 +185,8 @@ class Execution:
         """L5, if the runtime has optimisations of its own."""
         if self.tuned is None:
             return []
+        if "L5" in self.too_large:
+            return [Layer("L5", Status.SKIPPED, self.too_large["L5"])]
         end_to_end = self._end_to_end_status()
         if end_to_end[0] is Status.SKIPPED and not self.ends.compared:
             return [Layer("L5", *end_to_end)]

@@ -26,7 +26,8 @@ class Subject:
     `exact` returns the model executed in float64, `actual` in the runtime with its own optimisations off, `optimised`
     with those that it has by default (None for a runtime that has none); or they raise `NoVerdict` or
     `MissingDependency`. `decides` says that the model rounds or decides inside (QuantizeLinear, TopK, ArgMax…), where
-    the smallest error may turn into a large one.
+    the smallest error may turn into a large one. `parameters` and `nbytes` are the floats that it stores, and the bytes
+    of all that it stores, by which the memory to execute it is estimated.
     """
 
     signature: Signature
@@ -34,6 +35,8 @@ class Subject:
     actual: Callable[[], Runner]
     decides: bool = False
     optimised: Callable[[], Runner] | None = None
+    parameters: int = 0
+    nbytes: int = 0
 
 
 @dataclass

@@ -11,7 +11,7 @@ from bnfold.frontends.torch.casting import as_float32, as_float64, is_half
 from bnfold.frontends.torch.deciding import batch_statistics, decides
 from bnfold.frontends.torch.evidence import evidence
 from bnfold.frontends.torch.export import to_onnx
-from bnfold.frontends.torch.facts import facts
+from bnfold.frontends.torch.facts import facts, size
 from bnfold.frontends.torch.hooks import foreign_hooks
 from bnfold.frontends.torch.module import fold_graph_module, fold_module
 from bnfold.frontends.torch.program import fold_program
@@ -35,5 +35,6 @@ __all__ = [
     "quiet",
     "runner",
     "signature",
+    "size",
     "to_onnx",
 ]
