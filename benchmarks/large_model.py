@@ -3,8 +3,8 @@
     python benchmarks/large_model.py FOLDER                       write it, fold it, check it, say the peaks, remove it
     python benchmarks/large_model.py FOLDER --layers 2 --width 500
 
-Products with a batch norm behind each, float32, weights in a file of their own: one random pattern, shifted for each
-layer, so that it is written as fast as the disk takes it. The peak is of anonymous memory (RssAnon), polled from
+Products with a batch norm behind every fourth, float32, weights in a file of their own: one random pattern, shifted for
+each layer, so that it is written as fast as the disk takes it. The peak is of anonymous memory (RssAnon), polled from
 `/proc` while the command runs; a file that is mapped is not counted, since the system may drop it at any time.
 """
 
@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 NORM = ("gamma", "beta", "mean", "variance")
 
 
-def write_model(folder: Path, *, layers: int, width: int, seed: int = 0) -> Path:
+def write_model(folder: Path, *, layers: int, width: int, every: int = 4, seed: int = 0) -> Path:
     """Write `large.onnx` and `large.data`; the bytes depend on nothing but the arguments."""
     random = np.random.default_rng(seed)
     pattern = (random.standard_normal(width * width) / np.sqrt(width)).astype(np.float32)
@@ -35,17 +35,18 @@ def write_model(folder: Path, *, layers: int, width: int, seed: int = 0) -> Path
             tensors.append(_tensor(f"weight{layer}", (width, width), data.name, file.tell()))
             file.write(memoryview(pattern[layer:]))
             file.write(memoryview(pattern[:layer]))
-            for name in NORM:
+            product, passed = f"product{layer}", f"passed{layer}"
+            nodes.append(helper.make_node("Gemm", [value, f"weight{layer}"], [product], f"gemm{layer}"))
+            for name in NORM * (layer % every == 0):
                 low, high = (0.5, 1.5) if name in ("gamma", "variance") else (-1, 1)
                 tensors.append(_tensor(f"{name}{layer}", (width,), data.name, file.tell()))
                 file.write(random.uniform(low, high, width).astype(np.float32).tobytes())
-            product, normed, passed = (f"{what}{layer}" for what in ("product", "normed", "passed"))
-            statistics = [f"{name}{layer}" for name in NORM]
-            nodes += [
-                helper.make_node("Gemm", [value, f"weight{layer}"], [product], f"gemm{layer}"),
-                helper.make_node("BatchNormalization", [product, *statistics], [normed], f"bn{layer}"),
-                helper.make_node("Relu", [normed], [passed], f"relu{layer}"),
-            ]
+            if layer % every == 0:
+                statistics = [f"{name}{layer}" for name in NORM]
+                norm = helper.make_node("BatchNormalization", [product, *statistics], [f"normed{layer}"], f"bn{layer}")
+                nodes.append(norm)
+                product = norm.output[0]
+            nodes.append(helper.make_node("Relu", [product], [passed], f"relu{layer}"))
             value = passed
     shape = ("batch", width)
     ports = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", value))
@@ -95,10 +96,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--width", type=int, default=5600)
+    parser.add_argument("--every", type=int, default=4, help="a batch norm behind every so many products")
     parser.add_argument("--keep", action="store_true", help="leave the files")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    model = write_model(arguments.folder, layers=arguments.layers, width=arguments.width)
+    model = write_model(arguments.folder, layers=arguments.layers, width=arguments.width, every=arguments.every)
     folded = arguments.folder / "folded.onnx"
     results = [
         peak_of(["fold", str(model), "-o", str(folded)]),

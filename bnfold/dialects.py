@@ -32,9 +32,11 @@ class Dialect:
     `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
     `size` counts the floats that are stored, and the bytes of all tensors; `identity` lists what a fold must keep
     (versions, metadata); `decides` says that the model rounds or decides inside; `as_float64` is the model with every
-    floating-point tensor in double, and `exact` executes it so (the `executor`); `actual` executes the model as it is
-    in the `runtime`, graph optimisations off, and `optimised` with those that the runtime has by default (None: it has
-    none); `annotate` is the model with a note of what was folded; `write` saves atomically and returns the files.
+    floating-point tensor in double, and `exact` executes it so (the `executor`); `exact_as_exported` does with scalars
+    as ONNX stores them, and `rounded_constants` names the operators of which an export has other constants; `actual`
+    executes the model as it is in the `runtime`, graph optimisations off, and `optimised` with those that the runtime
+    has by default (None: it has none); `annotate` is the model with a note of what was folded; `write` saves atomically
+    and returns the files.
     """
 
     kind: str
@@ -50,6 +52,8 @@ class Dialect:
     decides: Callable[[Any], bool]
     as_float64: Callable[[Any], Any]
     exact: Callable[[Any], Runner]
+    exact_as_exported: Callable[[Any], Runner]
+    rounded_constants: Callable[[Any], tuple[str, ...]]
     actual: Callable[[Any, RunOptions], Runner]
     optimised: Callable[[Any, RunOptions], Runner] | None
     annotate: Callable[[Any, FoldReport], Any]
@@ -101,6 +105,8 @@ def onnx_dialect() -> Dialect:
         decides=onnx.decides,
         as_float64=onnx.as_float64,
         exact=exact,
+        exact_as_exported=exact,
+        rounded_constants=lambda model: (),
         actual=partial(runtime, optimise=False),
         optimised=partial(runtime, optimise=True),
         annotate=onnx.annotate,
@@ -126,6 +132,8 @@ def torch_dialect() -> Dialect:
         decides=torch.decides,
         as_float64=torch.as_float64,
         exact=lambda program: torch.runner(torch.as_float64(program), torch.signature(program)),
+        exact_as_exported=lambda program: torch.runner(torch.as_exported(program), torch.signature(program)),
+        rounded_constants=torch.rounded_constants,
         actual=lambda program, _: torch.runner(program, torch.signature(program)),
         optimised=None,
         annotate=_no_metadata,

@@ -65,7 +65,9 @@ def check_folded(
     result = check_fold(original.subject(run_options), folded.subject(run_options), unrounded, records, plan)
     if source is None or not result.passed or check.level == "static":
         return result
-    return _with_export(result, check_export(source.subject(run_options), original.subject(run_options), plan))
+    program = replace(source.subject(run_options), exact=lambda: source.dialect.exact_as_exported(source.model))
+    constants = source.dialect.rounded_constants(source.model)
+    return _with_export(result, check_export(program, original.subject(run_options), plan, constants))
 
 
 def _with_export(fold: Verification, export: Layer) -> Verification:

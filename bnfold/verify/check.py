@@ -32,8 +32,8 @@ from bnfold.verify.result import Layer, Status, Verdict, Verification
 
 __all__ = ["CheckPlan", "Level", "Records", "Subject", "Tolerance", "check_export", "check_fold", "check_pair"]
 
-EXPORT_LIMIT = 1e-6
-"""A scalar in float32 is off by up to 6e-8 of itself; a wrong operator by far more."""
+CONSTANTS_LIMIT = 1e-6
+"""A constant in float32 is off by up to 6e-8 of itself; a wrong operator by far more."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,23 @@ def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPl
     return _executed(layers, Execution.of(reference, candidate, candidate.exact, plan, strict=False))
 
 
-def check_export(program: Subject, exported: Subject, plan: CheckPlan = CheckPlan()) -> Layer:
+def check_export(
+    program: Subject, exported: Subject, plan: CheckPlan = CheckPlan(), constants: Sequence[str] = ()
+) -> Layer:
     """L2 of an export: the program and what the exporter made of it, both executed in float64.
 
-    ONNX stores epsilons, slopes and other scalars in float32, so the limit is one that these explain.
+    ONNX stores epsilons, slopes and other scalars in float32; `program` executes with these. `constants` names
+    operators that the exporter spells with constants of its own in float32: then the limit is one that these explain.
     """
     sides = (replace(subject, actual=_not_asked, optimised=None) for subject in (program, exported))
-    plan = replace(plan, semantics_limit=EXPORT_LIMIT)
+    if constants:
+        plan = replace(plan, semantics_limit=CONSTANTS_LIMIT)
     strict = not (program.decides or exported.decides)
     execution = Execution.of(next(sides), next(sides), exported.exact, plan, strict=strict)
     execution.run()
     layer = execution.semantic_layer()
-    return replace(layer, because=f"the export against the torch program: {layer.because}")
+    stored = f"; constants of {', '.join(constants)} are in float32" if constants else ""
+    return replace(layer, because=f"the export against the torch program: {layer.because}{stored}")
 
 
 def _not_asked() -> Runner:

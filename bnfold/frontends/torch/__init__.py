@@ -7,7 +7,7 @@ model = to_onnx(program)                         # unfolded ONNX, as an onnx_ir 
 """
 
 from bnfold.frontends.torch.capture import capture, dynamic_axes, example_inputs, quiet
-from bnfold.frontends.torch.casting import as_float32, as_float64, is_half
+from bnfold.frontends.torch.casting import as_exported, as_float32, as_float64, is_half, rounded_constants
 from bnfold.frontends.torch.deciding import batch_statistics, decides
 from bnfold.frontends.torch.evidence import evidence
 from bnfold.frontends.torch.export import to_onnx
@@ -18,6 +18,7 @@ from bnfold.frontends.torch.program import fold_program
 from bnfold.frontends.torch.running import runner, signature
 
 __all__ = [
+    "as_exported",
     "as_float32",
     "as_float64",
     "batch_statistics",
@@ -33,6 +34,7 @@ __all__ = [
     "foreign_hooks",
     "is_half",
     "quiet",
+    "rounded_constants",
     "runner",
     "signature",
     "size",
