@@ -26,21 +26,20 @@ def allowed(level: str) -> int | None:
 def too_large(reference: Subject, candidate: Subject, level: str) -> Mapping[str, str]:
     """The layers that would take more memory than is allowed, and the sentence that says so.
 
-    Layers hold their models until the end, so each comes on top of those before it that run.
+    While the float64 models are held, so is the session of the original, which says what sizes are accepted. Those of
+    the runtime come after them, with its optimisations and without in turn.
     """
     limit = allowed(level)
-    doubles, stored = 8 * reference.parameters, reference.nbytes + candidate.nbytes
-    steps = {"L2": 8 * candidate.parameters, "L4": stored * 3 // 2, "L5": stored * 3 // 2}
-    refused: dict[str, str] = {}
-    for layer, more in steps.items():
-        if limit is None or ("L4" not in refused and doubles + more <= limit):
-            doubles += more
-        else:
-            refused[layer] = (
-                f"it would need {_gigabytes(doubles + more)} of memory, "
-                f"{_gigabytes(limit)} are {'there' if level == 'full' else f'allowed at level {level}'}"
-            )
-    return refused
+    doubles = [8 * subject.parameters for subject in (reference, candidate)]
+    sessions = [subject.nbytes * 3 // 2 for subject in (reference, candidate)]
+    actual = max(doubles[0] + sessions[0], sum(sessions))
+    needed = {"L2": sum(doubles) + sessions[0], "L4": actual, "L5": actual}
+    where = "there" if level == "full" else f"allowed at level {level}"
+    return {
+        layer: f"it would need {_gigabytes(size)} of memory, {_gigabytes(limit)} are {where}"
+        for layer, size in needed.items()
+        if limit is not None and size > limit
+    }
 
 
 def _gigabytes(size: int) -> str:

@@ -18,7 +18,7 @@ from bnfold.verify.budget import too_large
 from bnfold.verify.compare import Semantics, has_finite
 from bnfold.verify.ends import Tuned, agreement, ratio_layer, worst_complaint
 from bnfold.verify.inputs import Probe, with_inputs
-from bnfold.verify.machines import Machine, Subject, narrowed
+from bnfold.verify.machines import Machine, Subject, narrowed, release
 from bnfold.verify.meters import EndToEnd, loose_axes
 from bnfold.verify.plan import CheckPlan
 from bnfold.verify.probes import MANY_NUMBERS, Probes, make_probes
@@ -75,8 +75,10 @@ class Execution:
             self.no_inputs = str(error)
             return
         self.note = probes.note
-        for probe in probes.probes:
-            self._run(probe)
+        truths = [truth for probe in probes.probes if (truth := self._run_exact(probe)) is not None]
+        release(self.exact, self.semantic)
+        if "L4" not in self.too_large:
+            self._run_actual(truths)
 
     def _probes(self) -> Probes:
         signature = narrowed(with_inputs(self.exact.reference, self.plan.inputs), self.candidate.own)
@@ -100,24 +102,30 @@ class Execution:
                     raise
         return results
 
-    def _run(self, probe: Probe) -> None:
+    def _run_exact(self, probe: Probe) -> Arrays | None:
         truth = self.exact.run(probe.feeds)
         if truth is None:
-            return
+            return None
         self.not_finite += [name for name, value in truth.items() if value.size and not has_finite(value)]
         self.ran.append(probe)
         if "L2" not in self.too_large and (found := self.semantic.run(probe.feeds)) is not None:
             self.semantics.add(truth, found)
-        if "L4" not in self.too_large:
-            self._run_actual(probe, truth)
+        return truth
 
-    def _run_actual(self, probe: Probe, truth: Arrays) -> None:
-        before = self.actual.run(probe.feeds)
-        after = self.candidate.run(probe.feeds) if before is not None else None
-        if before is not None and after is not None:
-            self.ends.add(truth, before, after)
-            if self.tuned is not None and "L5" not in self.too_large:
+    def _run_actual(self, truths: list[Arrays]) -> None:
+        """Without the runtime's optimisations, then with them; only the models of one of these are held at a time."""
+        plain: list[tuple[Probe, Arrays, Arrays]] = []
+        for probe, truth in zip(self.ran, truths, strict=True):
+            before = self.actual.run(probe.feeds)
+            after = self.candidate.run(probe.feeds) if before is not None else None
+            if before is not None and after is not None:
+                self.ends.add(truth, before, after)
+                plain.append((probe, truth, before))
+        release(self.actual, self.candidate)
+        if self.tuned is not None and "L5" not in self.too_large:
+            for probe, truth, before in plain:
                 self.tuned.add(probe.feeds, truth, before)
+            release(self.tuned.reference, self.tuned.candidate)
 
     @property
     def obstacle(self) -> str | None:

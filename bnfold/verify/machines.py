@@ -85,6 +85,12 @@ class Machine:
         return results
 
 
+def release(*machines: Machine) -> None:
+    """Let go of the models, which may be large."""
+    for machine in machines:
+        machine._runner = None
+
+
 def narrowed(reference: Signature, candidate: Signature) -> Signature:
     """The reference's signature, with the sizes of inputs that only the candidate fixes."""
     ports = [_narrowed(mine, own) for mine, own in paired(reference.inputs, candidate.inputs)]
