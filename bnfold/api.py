@@ -24,7 +24,7 @@ from bnfold.loading import load as load_file
 from bnfold.outcome import FoldReport
 from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_models
-from bnfold.verify.compare import Tolerance
+from bnfold.verify.meters import Tolerance
 from bnfold.verify.result import Verification
 
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bnfold import saving
@@ -28,11 +30,13 @@ class Dialect:
     """What bnfold does with a model of one kind. Nothing here changes the model that is passed in.
 
     `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
-    `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
-    `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
-    `actual` executes the model as it is in the `runtime`, graph optimisations off; `annotate` is the model with a note
-    of what was folded; `write` saves atomically and
-    returns the files.
+    `size` counts the floats that are stored, and the bytes of all tensors; `identity` lists what a fold must keep
+    (versions, metadata); `decides` says that the model rounds or decides inside; `as_float64` is the model with every
+    floating-point tensor in double, and `exact` executes it so (the `executor`); `exact_as_exported` does with scalars
+    as ONNX stores them, and `rounded_constants` names the operators of which an export has other constants; `actual`
+    executes the model as it is in the `runtime`, graph optimisations off, and `optimised` with those that the runtime
+    has by default (None: it has none); `annotate` is the model with a note of what was folded; `write` saves atomically
+    and returns the files.
     """
 
     kind: str
@@ -41,13 +45,17 @@ class Dialect:
     executor: str
     fold: Callable[[Any, FoldOptions], tuple[Any, FoldReport]]
     facts: Callable[[Any], ModelFacts]
+    size: Callable[[Any], tuple[int, int]]
     signature: Callable[[Any], Signature]
     evidence: Callable[[Any], Evidence]
     identity: Callable[[Any], list[str]]
     decides: Callable[[Any], bool]
     as_float64: Callable[[Any], Any]
     exact: Callable[[Any], Runner]
+    exact_as_exported: Callable[[Any], Runner]
+    rounded_constants: Callable[[Any], tuple[str, ...]]
     actual: Callable[[Any, RunOptions], Runner]
+    optimised: Callable[[Any, RunOptions], Runner] | None
     annotate: Callable[[Any, FoldReport], Any]
     write: Callable[[Path, Any], tuple[Path, ...]]
 
@@ -66,18 +74,22 @@ def onnx_dialect() -> Dialect:
     def exact(model: Any) -> Runner:
         from bnfold.verify.float64 import float64_runner
 
-        return float64_runner(onnx.to_proto(onnx.as_float64(model)))
+        return float64_runner(*onnx.in_parts(onnx.as_float64(model)))
 
-    def actual(model: Any, options: RunOptions) -> Runner:
+    def runtime(model: Any, options: RunOptions, *, optimise: bool) -> Runner:
         from bnfold.runtime import session
 
-        return session(
-            onnx.to_bytes(model),
+        opened = partial(
+            session,
             provider=options.provider,
             provider_options=options.settings,
             threads=options.threads,
-            optimise=False,
+            optimise=optimise,
         )
+        if onnx.is_one_file(model):
+            return opened(onnx.to_bytes(model))
+        with TemporaryDirectory() as folder:  # the runtime finds tensors in files only beside a model in a file
+            return opened(onnx.save(model, Path(folder) / "model.onnx")[0])
 
     return Dialect(
         kind="onnx",
@@ -86,13 +98,17 @@ def onnx_dialect() -> Dialect:
         executor="onnx.reference in float64",
         fold=onnx.fold_model,
         facts=onnx.facts,
+        size=onnx.size,
         signature=onnx.signature,
         evidence=onnx.evidence,
         identity=onnx.identity,
         decides=onnx.decides,
         as_float64=onnx.as_float64,
         exact=exact,
-        actual=actual,
+        exact_as_exported=exact,
+        rounded_constants=lambda model: (),
+        actual=partial(runtime, optimise=False),
+        optimised=partial(runtime, optimise=True),
         annotate=onnx.annotate,
         write=saving.write_onnx,
     )
@@ -109,13 +125,17 @@ def torch_dialect() -> Dialect:
         executor="torch in float64",
         fold=torch.fold_program,
         facts=torch.facts,
+        size=torch.size,
         signature=torch.signature,
         evidence=torch.evidence,
         identity=lambda program: [],
         decides=torch.decides,
         as_float64=torch.as_float64,
         exact=lambda program: torch.runner(torch.as_float64(program), torch.signature(program)),
+        exact_as_exported=lambda program: torch.runner(torch.as_exported(program), torch.signature(program)),
+        rounded_constants=torch.rounded_constants,
         actual=lambda program, _: torch.runner(program, torch.signature(program)),
+        optimised=None,
         annotate=_no_metadata,
         write=saving.write_program,
     )

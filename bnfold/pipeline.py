@@ -24,8 +24,8 @@ from bnfold.programs import as_program
 from bnfold.reports.findings import findings
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_folded, check_models, enforce, plan_of
-from bnfold.verify.compare import Tolerance
 from bnfold.verify.inputs import parse_input
+from bnfold.verify.meters import Tolerance
 from bnfold.verify.result import Verdict
 
 if TYPE_CHECKING:

@@ -29,11 +29,15 @@ class Side:
 
     def subject(self, run_options: RunOptions) -> Subject:
         """The model as the check sees it; nothing is executed yet."""
+        optimised, (parameters, nbytes) = self.dialect.optimised, self.dialect.size(self.model)
         return Subject(
             self.dialect.signature(self.model),
             exact=lambda: self.dialect.exact(self.model),
             actual=lambda: self.dialect.actual(self.model, run_options),
             decides=self.dialect.decides(self.model),
+            optimised=None if optimised is None else lambda: optimised(self.model, run_options),
+            parameters=parameters,
+            nbytes=nbytes,
         )
 
 
@@ -61,7 +65,9 @@ def check_folded(
     result = check_fold(original.subject(run_options), folded.subject(run_options), unrounded, records, plan)
     if source is None or not result.passed or check.level == "static":
         return result
-    return _with_export(result, check_export(source.subject(run_options), original.subject(run_options), plan))
+    program = replace(source.subject(run_options), exact=lambda: source.dialect.exact_as_exported(source.model))
+    constants = source.dialect.rounded_constants(source.model)
+    return _with_export(result, check_export(program, original.subject(run_options), plan, constants))
 
 
 def _with_export(fold: Verification, export: Layer) -> Verification:

@@ -100,8 +100,28 @@ def sizes_of(probes: Probes) -> list[Mapping[str, int]]:
 
 def test_two_sizes_that_differ_in_every_axis() -> None:
     probes = make_probes(signature(IMAGE), accepts_anything, ProbeOptions())
-    assert sizes_of(probes) == [{"batch": 1, "h": 32, "w": 32}, {"batch": 2, "h": 64, "w": 64}]
+    assert sizes_of(probes) == [{"batch": 1, "h": 32, "w": 32}, {"batch": 2, "h": 1, "w": 1}]
     assert probes.note == "at 2 sizes"
+
+
+def test_one_of_the_sizes_is_the_smallest_that_is_legal_found_by_trying() -> None:
+    def run(feeds: Feeds) -> Arrays:
+        tried.append(feeds["image"].shape)
+        batch, _, height, _ = feeds["image"].shape
+        if height < 7 or height % 4 or batch > most:
+            raise NoVerdict("too small, or no multiple of 4, or too many")
+        return {}
+
+    for most in (2, 1):
+        tried: list[tuple[int, ...]] = []
+        probes = make_probes(signature(IMAGE), run, ProbeOptions())
+        assert sizes_of(probes) == [{"batch": 1, "h": 32, "w": 32}, {"batch": most, "h": 8, "w": 8}]
+        assert {probe.family for probe in probes.probes if probe.sizes["h"] == 8} == set(FAMILIES)
+        assert len(tried) < 80
+    square = Port("x", "float32", (1, 3, "h", "w"))
+    only = make_probes(signature(square), accepts(x=(3, 32, 32)), ProbeOptions())
+    assert sizes_of(only) == [{"h": 32, "w": 32}], "there is no other"
+    assert only.note == "at one size, with two seeds"
 
 
 def test_lengths_are_tried_in_turn_and_the_static_ones_first() -> None:
@@ -109,6 +129,8 @@ def test_lengths_are_tried_in_turn_and_the_static_ones_first() -> None:
     assert sizes_of(make_probes(signature(port), accepts_anything, ProbeOptions()))[0]["w"] == 40
     only = make_probes(signature(IMAGE), accepts(image=(3, 224, 224)), ProbeOptions())
     assert sizes_of(only) == [{"batch": 1, "h": 224, "w": 224}, {"batch": 2, "h": 224, "w": 224}]
+    small = [probe.family for probe in only.probes if probe.sizes["batch"] == 1]
+    assert small == ["normal", "border-impulse"], "large inputs are run on few"
 
 
 def test_a_static_model_is_run_at_its_one_size_with_two_seeds() -> None:
@@ -160,6 +182,22 @@ def test_families_of_a_small_input() -> None:
     assert np.abs(by_family["large"]).mean() > 1000 * np.abs(by_family["small"]).mean()
 
 
+def test_a_structured_input_is_smooth_and_its_channels_differ() -> None:
+    port = Port("x", "float32", (2, 3, 20, 24))
+    probes = make_probes(signature(port), accepts_anything, ProbeOptions()).probes
+    by_family = {probe.family: probe.feeds["x"] for probe in probes}
+
+    def roughness(values: NDArray[Any]) -> float:
+        return float(np.abs(np.diff(values, axis=-1)).mean() / values.std(axis=(-1, -2)).mean())
+
+    assert roughness(by_family["structured"]) < 0.5 < roughness(by_family["normal"])
+    means = by_family["structured"].mean(axis=(-1, -2))
+    assert len({round(float(mean), 3) for mean in means.reshape(-1)}) == 6
+    for shape in ((), (3,), (2, 5), (0, 4, 3)):
+        probes = make_probes(signature(Port("x", "float32", shape)), accepts_anything, ProbeOptions()).probes
+        assert {probe.feeds["x"].shape for probe in probes if probe.family == "structured"} == {shape}
+
+
 def test_a_large_input_is_run_on_few_families() -> None:
     probes = make_probes(signature(Port("x", "float32", (1, 3, 224, 224))), accepts_anything, ProbeOptions()).probes
     assert [probe.family for probe in probes] == ["normal", "border-impulse", "normal"]
@@ -189,10 +227,15 @@ def test_data_of_the_user(tmp_path: Path) -> None:
     x = np.arange(24, dtype=np.float64).reshape(2, 3, 2, 2)
     np.save(tmp_path / "a.npy", x)
     np.savez(tmp_path / "b.npz", image=x[:1])
-    probes = make_probes(signature(IMAGE), accepts_anything, ProbeOptions(data=tmp_path)).probes
-    assert [probe.family for probe in probes] == ["data:a.npy", "data:b.npz"]
-    assert probes[0].feeds["image"].dtype == np.float32
-    assert probes[1].feeds["image"].shape == (1, 3, 2, 2)
+    probes = make_probes(signature(IMAGE), accepts_anything, ProbeOptions(data=tmp_path))
+    own, seeded = probes.probes[:2], probes.probes[2:]
+    assert [probe.family for probe in own] == ["data:a.npy", "data:b.npz"]
+    assert own[0].feeds["image"].dtype == np.float32
+    assert own[1].feeds["image"].shape == (1, 3, 2, 2)
+    assert {probe.family for probe in seeded} == set(FAMILIES), "the families are run as well"
+    assert probes.note == f"on 2 inputs of {tmp_path.name} and at 2 sizes"
+    alone = make_probes(signature(IMAGE), accepts(image=(9, 9, 9)), ProbeOptions(data=tmp_path))
+    assert [probe.family for probe in alone.probes] == ["data:a.npy", "data:b.npz"], "no size was found for them"
 
 
 def test_data_that_does_not_fit_is_a_usage_error(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ class RunFlags(InputFlags):
 
     data: Annotated[
         Path | None,
-        _run("--data", metavar="PATH", help="Inputs to run: .npz, .npy or a folder; without it seeded families."),
+        _run("--data", metavar="PATH", help="Inputs to run besides the seeded families: .npz, .npy or a folder."),
     ] = None
     seed: Annotated[int, _run("--seed", metavar="N", min=0, help="The seed of the inputs.")] = 0
     provider: Annotated[

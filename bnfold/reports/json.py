@@ -207,7 +207,13 @@ def _compared(output: OutputComparison) -> dict[str, Any]:
         "ratio": output.ratio,
         "max_abs": output.max_abs,
         "max_rel": output.max_rel,
-        "decisions": {"compared": output.compared, "differ": output.differ, "excused": output.excused},
+        "decisions": {
+            "compared": output.compared,
+            "differ": output.differ,
+            "excused": output.excused,
+            "top5_differ": output.five_differ,
+            "top5_excused": output.five_excused,
+        },
     }
 
 

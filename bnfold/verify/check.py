@@ -4,6 +4,7 @@
     L1  every new number is what the original's stored numbers give           (folds with records only)
     L2  executed in float64, original and unrounded fold agree
     L4  in the runtime, the candidate is about as far from float64 as the original is
+    L5  the runtime's own optimisations break neither
 
 `check_fold` serves a fold with its records, `check_pair` any two models. Models come as `Subject`s: a signature and two
 callables that prepare execution. What cannot run is a skipped layer with the reason. No evidence is not agreement.
@@ -22,15 +23,17 @@ from bnfold.evidence import Evidence
 from bnfold.model import Runner
 from bnfold.outcome import FoldReport
 from bnfold.verify.certificate import derive
-from bnfold.verify.compare import Tolerance
-from bnfold.verify.execution import CheckPlan, Execution, Level, Subject
+from bnfold.verify.execution import Execution
 from bnfold.verify.licence import licence
+from bnfold.verify.machines import Subject
+from bnfold.verify.meters import Tolerance
+from bnfold.verify.plan import CheckPlan, Level
 from bnfold.verify.result import Layer, Status, Verdict, Verification
 
 __all__ = ["CheckPlan", "Level", "Records", "Subject", "Tolerance", "check_export", "check_fold", "check_pair"]
 
-EXPORT_LIMIT = 1e-6
-"""A scalar in float32 is off by up to 6e-8 of itself; a wrong operator by far more."""
+CONSTANTS_LIMIT = 1e-6
+"""A constant in float32 is off by up to 6e-8 of itself; a wrong operator by far more."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,23 @@ def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPl
     return _executed(layers, Execution.of(reference, candidate, candidate.exact, plan, strict=False))
 
 
-def check_export(program: Subject, exported: Subject, plan: CheckPlan = CheckPlan()) -> Layer:
+def check_export(
+    program: Subject, exported: Subject, plan: CheckPlan = CheckPlan(), constants: Sequence[str] = ()
+) -> Layer:
     """L2 of an export: the program and what the exporter made of it, both executed in float64.
 
-    ONNX stores epsilons, slopes and other scalars in float32, so the limit is one that these explain.
+    ONNX stores epsilons, slopes and other scalars in float32; `program` executes with these. `constants` names
+    operators that the exporter spells with constants of its own in float32: then the limit is one that these explain.
     """
-    sides = (replace(subject, actual=_not_asked) for subject in (program, exported))
-    plan = replace(plan, semantics_limit=EXPORT_LIMIT)
+    sides = (replace(subject, actual=_not_asked, optimised=None) for subject in (program, exported))
+    if constants:
+        plan = replace(plan, semantics_limit=CONSTANTS_LIMIT)
     strict = not (program.decides or exported.decides)
     execution = Execution.of(next(sides), next(sides), exported.exact, plan, strict=strict)
     execution.run()
     layer = execution.semantic_layer()
-    return replace(layer, because=f"the export against the torch program: {layer.because}")
+    stored = f"; constants of {', '.join(constants)} are in float32" if constants else ""
+    return replace(layer, because=f"the export against the torch program: {layer.because}{stored}")
 
 
 def _not_asked() -> Runner:
@@ -93,7 +101,7 @@ def _executed(layers: list[Layer], execution: Execution) -> Verification:
     plan, obstacle = execution.plan, None
     if plan.level != "static" and layers[0].status is not Status.FAIL:
         execution.run()
-        layers = [*layers, execution.semantic_layer(), execution.end_to_end_layer()]
+        layers = [*layers, execution.semantic_layer(), execution.end_to_end_layer(), *execution.runtime_layers()]
         obstacle = execution.obstacle
     verdict, sentence = conclude(layers, plan.level, obstacle)
     if verdict is Verdict.FAILED and plan.save_failure and execution.ran:

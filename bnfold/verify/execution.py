@@ -1,4 +1,4 @@
-"""Both models on the same inputs, in float64 and in the runtime: the figures of L2 and L4.
+"""Both models on the same inputs, in float64 and in the runtime: the figures of L2, L4 and L5.
 
 What cannot be prepared or run is a refusal with its reason, kept until a layer is asked for. For a fold, a model that
 fails where the original runs has been broken; for any other pair it only means that there is nothing to compare.
@@ -6,106 +6,23 @@ fails where the original runs has been broken; for any other pair it only means 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from numpy.typing import NDArray
 
-from bnfold.errors import MissingDependency, NoVerdict
-from bnfold.model import Arrays, Runner, Signature
-from bnfold.verify.compare import EndToEnd, Meter, Semantics, Tolerance, has_finite
-from bnfold.verify.inputs import InputSpec, Probe, numpy_dtype, with_inputs
-from bnfold.verify.licence import paired
-from bnfold.verify.probes import ProbeOptions, Probes, make_probes
-from bnfold.verify.result import Layer, RuntimeRecord, Status
-
-Level = Literal["auto", "static", "full"]
-
-SEMANTICS_LIMIT = 1e-11
-RATIO_LIMIT, RATIO_WARNING = 4.0, 2.0
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One of the two models. `exact` and `actual` are called at most once, and only if the level executes anything.
-
-    They return the model executed in float64, and in the runtime with its own optimisations off, or raise `NoVerdict`
-    or `MissingDependency`. `decides` says that the model rounds or decides inside (QuantizeLinear, TopK, ArgMax…),
-    where the smallest error may turn into a large one.
-    """
-
-    signature: Signature
-    exact: Callable[[], Runner]
-    actual: Callable[[], Runner]
-    decides: bool = False
-
-
-@dataclass(frozen=True)
-class CheckPlan:
-    """How to check. `inputs` and `probes` say what to run, `tolerance` replaces the ratio, `min_top1` adds a demand.
-
-    `facts` are what must be equal beyond the interface (IR version, metadata…), one text each, for both models.
-    `runtime` is reported as it is; `save_failure` is a folder for the input that showed a difference.
-    """
-
-    level: Level = "auto"
-    inputs: Sequence[InputSpec] = ()
-    probes: ProbeOptions = field(default_factory=ProbeOptions)
-    tolerance: Tolerance | None = None
-    min_top1: float | None = None
-    semantics_limit: float = SEMANTICS_LIMIT
-    facts: tuple[Sequence[str], Sequence[str]] = ((), ())
-    runtime: RuntimeRecord | None = None
-    save_failure: Path | None = None
-
-
-@dataclass
-class Machine:
-    """One way to execute one model: prepared at the first run, and never again after a refusal.
-
-    `needed` says that a missing package is an error, not a refusal. It speaks the names of the reference: what it is
-    given and what it returns are renamed and cast on the way.
-    """
-
-    prepare: Callable[[], Runner]
-    reference: Signature
-    own: Signature
-    needed: bool = False
-    refusal: str | None = None
-    elapsed_s: float = 0.0
-    _runner: Runner | None = None
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays | None:
-        """The outputs by the reference's names, or None: then `refusal` says why."""
-        if self.refusal:
-            return None
-        start = time.perf_counter()
-        try:
-            self._runner = self._runner or self.prepare()
-            results = self._runner(self._renamed(feeds))
-        except (NoVerdict, MissingDependency) as error:
-            if self.needed and isinstance(error, MissingDependency):
-                raise
-            self.refusal = str(error)
-            return None
-        finally:
-            self.elapsed_s += time.perf_counter() - start
-        return {mine.name: results[own.name] for mine, own in paired(self.reference.outputs, self.own.outputs)}
-
-    def _renamed(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        ports = paired(self.reference.inputs, self.own.inputs)
-        return {own.name: feeds[mine.name].astype(numpy_dtype(own.dtype), copy=False) for mine, own in ports}
-
-    def accepts(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run to see whether an input is accepted: raises `NoVerdict`, and the machine stays usable."""
-        results, refusal = self.run(feeds), self.refusal
-        if results is None:
-            self.refusal = refusal if self._runner is None else None
-            raise NoVerdict(str(refusal), code="cannot-run")
-        return results
+from bnfold.errors import NoVerdict
+from bnfold.model import Arrays, Runner
+from bnfold.verify.budget import too_large
+from bnfold.verify.compare import Semantics, has_finite
+from bnfold.verify.ends import Tuned, agreement, ratio_layer, worst_complaint
+from bnfold.verify.inputs import Probe, with_inputs
+from bnfold.verify.machines import Machine, Subject, narrowed, release
+from bnfold.verify.meters import EndToEnd, loose_axes
+from bnfold.verify.plan import CheckPlan
+from bnfold.verify.probes import MANY_NUMBERS, Probes, make_probes
+from bnfold.verify.result import Layer, Status
 
 
 @dataclass
@@ -121,12 +38,14 @@ class Execution:
     decides: bool
     note: str = ""
     no_inputs: str | None = None
+    tuned: Tuned | None = None
+    too_large: Mapping[str, str] = field(default_factory=dict)
     semantics: Semantics = field(default_factory=Semantics)
     ran: list[Probe] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ends = EndToEnd(self.plan.tolerance)
+        self.ends = EndToEnd(self.plan.tolerance, loose_axes(self.exact.reference) if self.decides else {})
 
     @classmethod
     def of(
@@ -142,45 +61,76 @@ class Execution:
             plan,
             strict,
             reference.decides or candidate.decides,
+            tuned=Tuned.of(reference, candidate, plan.tolerance),
+            too_large=too_large(reference, candidate, plan.level),
         )
 
     def run(self) -> None:
-        """Choose the inputs by what the original accepts, then run everything on each."""
+        """Choose the inputs by what the original accepts, then run on each everything that memory allows."""
+        if {"L2", "L4"} <= self.too_large.keys():
+            return
         try:
             probes = self._probes()
         except NoVerdict as error:
             self.no_inputs = str(error)
             return
         self.note = probes.note
-        for probe in probes.probes:
-            self._run(probe)
+        truths = [truth for probe in probes.probes if (truth := self._run_exact(probe)) is not None]
+        release(self.exact, self.semantic)
+        if "L4" not in self.too_large:
+            self._run_actual(truths)
 
     def _probes(self) -> Probes:
-        signature = with_inputs(self.exact.reference, self.plan.inputs)
+        signature = narrowed(with_inputs(self.exact.reference, self.plan.inputs), self.candidate.own)
         try:
-            return make_probes(signature, self.actual.accepts, self.plan.probes)
+            return make_probes(signature, self._accepts, self.plan.probes)
         except NoVerdict:
             if not self.actual.refusal:
                 raise
             return make_probes(signature, self.exact.accepts, self.plan.probes)
 
-    def _run(self, probe: Probe) -> None:
+    def _accepts(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run in the runtime, and in float64 too where that is cheap: it may refuse sizes that the runtime takes."""
+        if "L4" in self.too_large:
+            return self.exact.accepts(feeds)
+        results = self.actual.accepts(feeds)
+        if sum(value.size for value in feeds.values()) < MANY_NUMBERS:
+            try:
+                self.exact.accepts(feeds)
+            except NoVerdict:
+                if not self.exact.refusal:
+                    raise
+        return results
+
+    def _run_exact(self, probe: Probe) -> Arrays | None:
         truth = self.exact.run(probe.feeds)
         if truth is None:
-            return
+            return None
         self.not_finite += [name for name, value in truth.items() if value.size and not has_finite(value)]
         self.ran.append(probe)
-        if (found := self.semantic.run(probe.feeds)) is not None:
+        if "L2" not in self.too_large and (found := self.semantic.run(probe.feeds)) is not None:
             self.semantics.add(truth, found)
-        before = self.actual.run(probe.feeds)
-        after = self.candidate.run(probe.feeds) if before is not None else None
-        if before is not None and after is not None:
-            self.ends.add(truth, before, after)
+        return truth
+
+    def _run_actual(self, truths: list[Arrays]) -> None:
+        """Without the runtime's optimisations, then with them; only the models of one of these are held at a time."""
+        plain: list[tuple[Probe, Arrays, Arrays]] = []
+        for probe, truth in zip(self.ran, truths, strict=True):
+            before = self.actual.run(probe.feeds)
+            after = self.candidate.run(probe.feeds) if before is not None else None
+            if before is not None and after is not None:
+                self.ends.add(truth, before, after)
+                plain.append((probe, truth, before))
+        release(self.actual, self.candidate)
+        if self.tuned is not None and "L5" not in self.too_large:
+            for probe, truth, before in plain:
+                self.tuned.add(probe.feeds, truth, before)
+            release(self.tuned.reference, self.tuned.candidate)
 
     @property
     def obstacle(self) -> str | None:
         """Why the layers allow no verdict: a reference that is not finite, a candidate that does not run."""
-        if self.not_finite and not self.semantics.compared:
+        if self.not_finite and not (self.semantics.compared or self.ends.compared):
             return f"the reference is not finite: output {self.not_finite[0]} holds nothing but NaN and infinities"
         if self.candidate.refusal and not self.actual.refusal and not self.strict:
             return f"the candidate cannot run where the reference does: {self.candidate.refusal}"
@@ -200,7 +150,7 @@ class Execution:
         )
 
     def _semantic_status(self) -> tuple[Status, str]:
-        if refusal := self.no_inputs or self.exact.refusal:
+        if refusal := self.too_large.get("L2") or self.no_inputs or self.exact.refusal:
             return Status.SKIPPED, refusal
         if self.semantic.refusal:
             return self._broken(self.semantic.refusal)
@@ -220,54 +170,32 @@ class Execution:
     def end_to_end_layer(self) -> Layer:
         """L4."""
         status, because = self._end_to_end_status()
-        ratios = [row.ratio for row in self.ends.results() if row.ratio is not None]
-        return Layer(
-            "L4",
-            status,
-            because,
-            figure=max(ratios, default=None),
-            limit=RATIO_LIMIT if ratios and not self.plan.tolerance else None,
-            elapsed_s=self.actual.elapsed_s + self.candidate.elapsed_s,
-        )
+        return replace(ratio_layer("L4", status, because, self.plan, self.ends), elapsed_s=self._elapsed())
+
+    def _elapsed(self) -> float:
+        return self.actual.elapsed_s + self.candidate.elapsed_s
 
     def _end_to_end_status(self) -> tuple[Status, str]:
-        if refusal := self.no_inputs or self.actual.refusal or self.exact.refusal:
+        if refusal := self.too_large.get("L4") or self.no_inputs or self.actual.refusal or self.exact.refusal:
             return Status.SKIPPED, refusal
         if self.candidate.refusal:
             return self._broken(self.candidate.refusal)
-        compared = [meter for meter in self.ends.meters.values() if meter.compared or meter.mismatch]
-        if not compared:
+        if not self.ends.compared:
             return Status.SKIPPED, "nothing was compared: the outputs are empty or the original's are not finite"
-        complaints = [found for meter in compared for found in self._complaints(meter)]
-        if not complaints:
-            return Status.PASS, self._agreement()
-        status, because = min(complaints, key=lambda complaint: [Status.FAIL, Status.WARN].index(complaint[0]))
-        if self.decides and status is Status.FAIL:
-            return Status.SKIPPED, f"{because}; the model rounds or decides inside, so that says nothing"
-        return status, because
+        complaint = worst_complaint(self.ends, self.plan)
+        if complaint is None:
+            return Status.PASS, agreement(self.ends, self.plan, self.note)
+        if self.decides and complaint[0] is Status.FAIL:
+            return Status.SKIPPED, f"{complaint[1]}; the model rounds or decides inside, so that says nothing"
+        return complaint
 
-    def _agreement(self) -> str:
-        ratios = [row.ratio for row in self.ends.results() if row.ratio is not None]
-        if self.plan.tolerance:
-            return f"within the given tolerance {self.note}"
-        if not ratios:
-            return f"all decisions are the same {self.note}"
-        return f"the error against float64 is {max(ratios):.2f} times that of the original {self.note}"
-
-    def _complaints(self, meter: Meter) -> Iterator[tuple[Status, str]]:
-        """Everything that is wrong with one output."""
-        row = meter.result()
-        if meter.mismatch:
-            yield Status.FAIL, f"output {row.name} {meter.mismatch}"
-        if meter.is_decision and row.differ:
-            yield Status.FAIL, f"output {row.name} differs in {row.differ} of {row.compared} values"
-        if self.plan.tolerance:
-            if meter.beyond:
-                yield Status.FAIL, f"output {row.name} is beyond the tolerance in {meter.beyond} values"
-        elif row.ratio is not None and row.ratio > RATIO_WARNING:
-            status = Status.FAIL if row.ratio > RATIO_LIMIT else Status.WARN
-            yield status, f"output {row.name} is {row.ratio:.2f} times as far from float64 as the original's"
-        if (wanted := self.plan.min_top1) is not None and not meter.is_decision and row.compared:
-            agreement = 1 - row.differ / row.compared
-            if agreement < wanted:
-                yield Status.FAIL, f"output {row.name} has the same top-1 in {agreement:.4f} of rows, not {wanted:g}"
+    def runtime_layers(self) -> list[Layer]:
+        """L5, if the runtime has optimisations of its own."""
+        if self.tuned is None:
+            return []
+        if "L5" in self.too_large:
+            return [Layer("L5", Status.SKIPPED, self.too_large["L5"])]
+        end_to_end = self._end_to_end_status()
+        if end_to_end[0] is Status.SKIPPED and not self.ends.compared:
+            return [Layer("L5", *end_to_end)]
+        return [self.tuned.layer(worst_complaint(self.ends, self.plan), self.plan, self.decides, self.strict)]

@@ -10,6 +10,7 @@ tensors and types are float64: it computes with the dtypes that it finds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ class _Evaluator(ReferenceEvaluator):
         super().__init__(proto, *args, **{**options, "new_ops": list(OPERATORS)})
 
 
-def float64_runner(model: onnx.ModelProto | bytes) -> Runner:
+def float64_runner(model: onnx.ModelProto | bytes, stored: Mapping[str, NDArray[Any]] = MappingProxyType({})) -> Runner:
     """A callable on named arrays that executes the model; floating inputs become float64.
 
+    `stored` are initializers that the model itself does not hold. They are not copied.
     Raises `NoVerdict` (code `cannot-run`), at once or when called, if an operator has no implementation, an input does
     not fit, or memory does not suffice.
     """
@@ -39,6 +41,7 @@ def float64_runner(model: onnx.ModelProto | bytes) -> Runner:
         evaluator = _Evaluator(onnx.load_model_from_string(model) if isinstance(model, bytes) else model)
     except Exception as error:
         raise _cannot_run(error) from error
+    evaluator.rt_inits_.update(stored)
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         doubles = {name: _as_double(value) for name, value in feeds.items()}

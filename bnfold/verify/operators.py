@@ -1,6 +1,7 @@
 """The operators that `onnx.reference` has wrong or slow, written again on one view: the windows of an array.
 
-Wrong there: batch norm of opset 7 to 13, transposed convolution with groups, global max pooling off 2-D.
+Wrong there: batch norm of opset 7 to 13, transposed convolution with groups, global max pooling off 2-D, layer norm
+that is to compute in double.
 Slow there: convolution and pooling. All of them keep the dtype of their input, which here is float64.
 """
 
@@ -130,6 +131,25 @@ class BatchNormalization(OpRun):
             mean, variance = batch_mean, batch_variance
         scale, bias, mean, variance = (_channels(v.astype(x.dtype), x.ndim) for v in (scale, bias, mean, variance))
         return ((x - mean) / np.sqrt(variance + epsilon) * scale + bias).astype(x.dtype), *extra
+
+
+class LayerNormalization(OpRun):
+    """In the type of its input, whatever `stash_type` asks for; the reference knows but one."""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        bias: Array | None = None,
+        axis: int = -1,
+        epsilon: float = 1e-5,
+        stash_type: int = 1,
+    ) -> tuple[Array, ...]:
+        axes = tuple(range(axis % x.ndim, x.ndim))
+        mean = x.mean(axis=axes, keepdims=True)
+        inverse = 1 / np.sqrt(np.square(x - mean).mean(axis=axes, keepdims=True) + epsilon)
+        result = (x - mean) * inverse * scale
+        return (result if bias is None else result + bias, mean, inverse)[: max(len(self.output), 1)]
 
 
 class Conv(OpRun):
@@ -267,6 +287,7 @@ class GlobalMaxPool(OpRun):
 
 OPERATORS: tuple[type[OpRun], ...] = (
     BatchNormalization,
+    LayerNormalization,
     Conv,
     ConvTranspose,
     MaxPool,

@@ -1,10 +1,11 @@
-"""Inputs to run models on: seeded families at two sizes, or the user's own data.
+"""Inputs to run models on: seeded families at two sizes, one of them the smallest, and the user's own data.
 
     signature = with_inputs(signature, [parse_input("image:batch,3,h,w")])
     probes = make_probes(signature, runner, ProbeOptions(seed=0))
 
 Sizes of dynamic axes are not known from the model. They are taken from `--dim`, the first axis is 1 and then 2, and the
-others are tried in turn until the runner accepts them. The same seed gives the same bytes.
+others are tried in turn until the runner accepts them: first what is usual, then, from below, the smallest that is
+legal. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ Array = NDArray[Any]
 LENGTHS = (32, 64, 16, 8, 28, 1, 3, 10, 96, 128, 224, 256, 384, 512)
 """What is tried for a dynamic axis that is not the batch: small sizes first, because they are fast in float64."""
 
+FROM_BELOW = (*range(1, 17), *range(20, 65, 4), 96, 128, 224)
+"""What is tried for the smallest legal size."""
+
 FEW = ("normal", "border-impulse")
-FAMILIES = (*FEW, "uniform", "small", "large", "constant", "zeros", "checkerboard")
-_MANY_NUMBERS = 20_000
+FAMILIES = (*FEW, "uniform", "small", "large", "constant", "zeros", "checkerboard", "structured")
+MANY_NUMBERS = 20_000
 _INTEGER_LIMITS = (1000, 100, 8, 2, 1)
 
 
@@ -52,9 +56,18 @@ class Probes:
 
 def make_probes(signature: Signature, runner: Runner, options: ProbeOptions) -> Probes:
     """Inputs that `runner` accepts. Raises `NoVerdict` if no size is accepted, with the runner's last reason."""
-    if options.data is not None:
-        probes = tuple(read_data(options.data, signature))
-        return Probes(probes, f"on {len(probes)} inputs of {options.data.name}")
+    if options.data is None:
+        return _seeded(signature, runner, options)
+    data = tuple(read_data(options.data, signature))
+    note = f"on {len(data)} inputs of {options.data.name}"
+    try:
+        seeded = _seeded(signature, runner, options)
+    except NoVerdict:
+        return Probes(data, note)
+    return Probes((*data, *seeded.probes), f"{note} and {seeded.note}")
+
+
+def _seeded(signature: Signature, runner: Runner, options: ProbeOptions) -> Probes:
     sizings, limit = accepted_sizes(signature, runner, options)
     if len(sizings) > 1:
         seeds = [(sizes, options.seed) for sizes in sizings]
@@ -75,7 +88,7 @@ def _families(signature: Signature, sizes: Sizes, rank: int) -> tuple[str, ...]:
     numbers = sum(int(np.prod(concrete(port, sizes))) for port in signature.inputs)
     if not any(port.dtype in FLOATS for port in signature.inputs):
         return ("uniform",)
-    if numbers < _MANY_NUMBERS:
+    if numbers < MANY_NUMBERS:
         return FAMILIES
     return FEW if rank == 0 else FEW[:1]
 
@@ -134,15 +147,16 @@ def _hints(signature: Signature) -> list[int]:
 
 
 def _rounds(signature: Signature, dims: Mapping[str, tuple[int, ...]]) -> Iterator[list[Sizes]]:
-    """For each size that is wanted, the assignments to try in turn. Later sizes take other lengths if they can."""
+    """For each size that is wanted, the assignments to try in turn: the usual ones, then from the smallest up."""
     axes = dynamic_axes(signature)
     if unknown := sorted(dims.keys() - axes.keys()):
         known = ", ".join(axes) or "none"
         raise UsageError(f"--dim names {unknown[0]}, but the dynamic axes of the model are: {known}", code="bad-dim")
     lengths = list(dict.fromkeys([*_hints(signature), *LENGTHS]))
     for turn in range(max([min(len(axes) + 1, 2), *(len(dims[name]) for name in axes if name in dims)])):
-        order = lengths if turn == 0 else [*lengths[turn:], *lengths[:turn]]
+        order = lengths if turn == 0 else [*FROM_BELOW, *lengths]
         assignments = [_assigned(axes, dims, turn, length) for length in order]
+        assignments += [_assigned(axes, dims, 0, length) for length in order] * (turn == 1)  # a batch of 1 alone
         yield [sizes for position, sizes in enumerate(assignments) if sizes not in assignments[:position]]
 
 
@@ -185,6 +199,8 @@ def _real(shape: tuple[int, ...], family: str, random: np.random.Generator) -> A
         return np.zeros(shape)
     if family == "border-impulse":
         return _border_impulse(shape)
+    if family == "structured":
+        return _structured(shape, random)
     if family == "checkerboard":
         return np.where(np.indices(shape).sum(axis=0) % 2 == 0, 1.0, -1.0) if shape else np.ones(())
     return random.standard_normal(shape) * {"normal": 1.0, "small": 2.0**-10, "large": 2.0**5}[family]
@@ -197,4 +213,18 @@ def _border_impulse(shape: tuple[int, ...]) -> Array:
         flat = values.reshape(*shape[:2], -1)
         flat[..., :1] = 1.0
         flat[..., -1:] = -2.0
+    return values
+
+
+def _structured(shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    """Smooth, as images are: for each channel an offset and three waves of at most three periods along each axis."""
+    channels, extent = shape[:2], shape[2:]
+    ones = (1,) * len(extent)
+    values = np.broadcast_to(random.standard_normal((*channels, *ones)), shape).copy()
+    for _ in range(3):
+        phase = random.uniform(0, 2 * np.pi, (*channels, *ones))
+        for axis, size in enumerate(extent):
+            positions = np.arange(size).reshape(-1, *(1,) * (len(extent) - axis - 1)) / max(size, 1)
+            phase = phase + 2 * np.pi * random.integers(0, 4, (*channels, *ones)) * positions
+        values += np.sin(phase) * random.uniform(0.2, 1, (*channels, *ones))
     return values

@@ -40,7 +40,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """One output over all inputs: errors against float64, and their ratio (candidate over reference)."""
+    """One output over all inputs: errors against float64, and their ratio (candidate over reference).
+
+    `compared` decisions are integers, rows in no order, and the largest of each row; `five_differ` and `five_excused`
+    are rows whose five largest are not the same.
+    """
 
     name: str
     dtype: str
@@ -53,6 +57,8 @@ class OutputComparison:
     compared: int = 0
     differ: int = 0
     excused: int = 0
+    five_differ: int = 0
+    five_excused: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ This package is the only one that imports onnx_ir. It never imports torch.
 
 from bnfold.frontends.onnx import deferred  # noqa: F401  (before onnx_ir)
 from bnfold.frontends.onnx.evidence import evidence
-from bnfold.frontends.onnx.facts import facts, signature
-from bnfold.frontends.onnx.float64 import as_float64
+from bnfold.frontends.onnx.facts import facts, signature, size
+from bnfold.frontends.onnx.float64 import as_float64, in_parts
 from bnfold.frontends.onnx.fold import clone, fold_model
 from bnfold.frontends.onnx.graph import OnnxGraph
 from bnfold.frontends.onnx.identity import annotate, decides, identity
 from bnfold.frontends.onnx.normalise import normalise, tidy
 from bnfold.frontends.onnx.reading import from_bytes, from_proto, read
-from bnfold.frontends.onnx.writing import save, to_bytes, to_proto
+from bnfold.frontends.onnx.writing import is_one_file, save, to_bytes, to_proto
 
 __all__ = [
     "OnnxGraph",
@@ -31,10 +31,13 @@ __all__ = [
     "from_bytes",
     "from_proto",
     "identity",
+    "in_parts",
+    "is_one_file",
     "normalise",
     "read",
     "save",
     "signature",
+    "size",
     "tidy",
     "to_bytes",
     "to_proto",

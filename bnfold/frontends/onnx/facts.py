@@ -24,16 +24,21 @@ def signature(model: ir.Model) -> Signature:
 def facts(model: ir.Model) -> ModelFacts:
     """Counts over the graph, the bodies of control flow and the functions, each counted once."""
     every = list(walking.nodes(model))
-    tensors = list(walking.stored_tensors(model))
-    floats = [tensor for tensor in tensors if tensor.dtype in walking.FLOATS]
+    parameters, nbytes = size(model)
     return ModelFacts(
         batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
         nodes=len(every),
         compute_nodes=len(every) - _bookkeeping(every),
-        parameters=sum(tensor.size for tensor in floats),
-        bytes=sum(tensor.nbytes for tensor in tensors),
+        parameters=parameters,
+        bytes=nbytes,
         macs=_macs(_at_batch_one(model)),
     )
+
+
+def size(model: ir.Model) -> tuple[int, int]:
+    """How many floats the model stores, and the bytes of all its tensors."""
+    tensors = list(walking.stored_tensors(model))
+    return sum(t.size for t in tensors if t.dtype in walking.FLOATS), sum(t.nbytes for t in tensors)
 
 
 def _port(value: ir.Value) -> Port:

@@ -7,13 +7,17 @@ operators have no such type in the standard (the scales of Resize).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnfold.frontends.onnx import walking
 
+LARGE = 1 << 16
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "stash_type")
 FLOAT_BY_DEFAULT = {
     "RandomNormal": "dtype",
@@ -38,6 +42,19 @@ def as_float64(model: ir.Model) -> ir.Model:
         _widen_values(node.outputs)
         _widen_node(node)
     return wide
+
+
+def in_parts(wide: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, NDArray[Any]]]:
+    """What `as_float64` gave, as a proto without its large tensors and these, uncopied, by name. It is used up."""
+    stored = wide.graph.initializers
+    large = {
+        name: value.const_value.numpy()
+        for name, value in stored.items()
+        if value.const_value is not None and value.const_value.size >= LARGE and not value.is_graph_input()
+    }
+    for name in large:
+        del stored[name]
+    return ir.to_proto(wide), large
 
 
 def _widen_values(values: Iterable[ir.Value]) -> None:

@@ -21,6 +21,7 @@ from bnfold.frontends.onnx import elementwise, lenses, passages, sites, walking
 from bnfold.frontends.onnx.constants import MAX_DEPTH, Constant, Constants, is_quantised
 from bnfold.frontends.onnx.lenses import Slot, Spelling
 from bnfold.frontends.onnx.rounding import is_finite, rounded
+from bnfold.frontends.onnx.spilling import spilled
 from bnfold.frontends.onnx.storing import Store, drop, set_window, skip
 from bnfold.graph import Extent, Reading, Reason, SharedWeight, Site, Use
 
@@ -120,7 +121,7 @@ class OnnxGraph:
             bias = rounded(parameters.bias.reshape(-1, *spelling.bias_shape[1:]), dtype)
         if not (is_finite(weight) and (bias is None or is_finite(bias))):
             return Reason.OVERFLOW
-        self._rounded[node] = Rounded(op, weight, bias)
+        self._rounded[node] = Rounded(op, spilled(weight), bias)
         return None
 
     def inserts(self, node: ir.Node, op: LinearOp) -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.lenses import Slot
+from bnfold.frontends.onnx.spilling import raw
 from bnfold.window import Window
 
 _OPERATORS = {"scale": "Mul", "shift": "Add"}
@@ -40,7 +41,7 @@ class Store:
             node.resize_inputs(slot.index + 1)
         old = node.inputs[slot.index]
         origin, role = (old, "folded") if old is not None else (weight, "bias")
-        key = (origin, role, array.dtype, array.shape, sha256(array.tobytes()).digest())
+        key = (origin, role, array.dtype, array.shape, sha256(raw(array)).digest())
         if key not in self._copies:
             if old is not None and _is_sole_reader(node, old):
                 _replace_tensor(old, array)

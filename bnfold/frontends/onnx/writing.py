@@ -35,13 +35,18 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
     The files written. The names inside are relative, so that the files can be moved together; do not write over a file
     that the model still reads.
     """
-    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in walking.stored_tensors(model))
-    if not external and _inline_bytes(model) <= PROTOBUF_LIMIT:
+    if is_one_file(model):
         path.write_bytes(to_bytes(model))
         return (path,)
     data = path.with_name(path.name + ".data")
     ir.save(model, path, external_data=data.name)
     return (path, data) if data.exists() else (path,)
+
+
+def is_one_file(model: ir.Model) -> bool:
+    """Whether the model is written as one file: it is not too large for that, and came so."""
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in walking.stored_tensors(model))
+    return not external and _inline_bytes(model) <= PROTOBUF_LIMIT
 
 
 def _inline_bytes(model: ir.Model) -> int:

@@ -7,17 +7,18 @@ model = to_onnx(program)                         # unfolded ONNX, as an onnx_ir 
 """
 
 from bnfold.frontends.torch.capture import capture, dynamic_axes, example_inputs, quiet
-from bnfold.frontends.torch.casting import as_float32, as_float64, is_half
+from bnfold.frontends.torch.casting import as_exported, as_float32, as_float64, is_half, rounded_constants
 from bnfold.frontends.torch.deciding import batch_statistics, decides
 from bnfold.frontends.torch.evidence import evidence
 from bnfold.frontends.torch.export import to_onnx
-from bnfold.frontends.torch.facts import facts
+from bnfold.frontends.torch.facts import facts, size
 from bnfold.frontends.torch.hooks import foreign_hooks
 from bnfold.frontends.torch.module import fold_graph_module, fold_module
 from bnfold.frontends.torch.program import fold_program
 from bnfold.frontends.torch.running import runner, signature
 
 __all__ = [
+    "as_exported",
     "as_float32",
     "as_float64",
     "batch_statistics",
@@ -33,7 +34,9 @@ __all__ = [
     "foreign_hooks",
     "is_half",
     "quiet",
+    "rounded_constants",
     "runner",
     "signature",
+    "size",
     "to_onnx",
 ]

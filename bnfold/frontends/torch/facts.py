@@ -22,16 +22,22 @@ def facts(program: ExportedProgram) -> ModelFacts:
     graph, _ = open_program(ProgramShelf.of(program))
     operators = [node for node in program.graph.nodes if node.op in ("call_function", "call_method", "call_module")]
     constant = {node.name for node in graph.graph.nodes if graph.constants.is_constant(node)}
-    tensors = [*program.state_dict.values(), *(t for t in program.constants.values() if isinstance(t, Tensor))]
-    unique = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): t for t in tensors}.values()
+    parameters, nbytes = size(program)
     return ModelFacts(
         batch_norms=sum(map(graph.is_norm, graph.affines())),
         nodes=len(operators),
         compute_nodes=sum(_computes(node) and node.name not in constant for node in operators),
-        parameters=sum(tensor.numel() for tensor in unique if tensor.is_floating_point()),
-        bytes=sum(tensor.nbytes for tensor in unique),
+        parameters=parameters,
+        bytes=nbytes,
         macs=_macs(program),
     )
+
+
+def size(program: ExportedProgram) -> tuple[int, int]:
+    """How many floats the program stores, tied ones once, and the bytes of all its tensors."""
+    tensors = [*program.state_dict.values(), *(t for t in program.constants.values() if isinstance(t, Tensor))]
+    unique = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): t for t in tensors}.values()
+    return sum(t.numel() for t in unique if t.is_floating_point()), sum(t.nbytes for t in unique)
 
 
 def _computes(node: fx.Node) -> bool:

@@ -1,0 +1,117 @@
+"""A model of 5 GB, and the memory that bnfold needs for it.
+
+    python benchmarks/large_model.py FOLDER                       write it, fold it, check it, say the peaks, remove it
+    python benchmarks/large_model.py FOLDER --layers 2 --width 500
+
+Products with a batch norm behind every fourth, float32, weights in a file of their own: one random pattern, shifted for
+each layer, so that it is written as fast as the disk takes it. The peak is of anonymous memory (RssAnon), polled from
+`/proc` while the command runs; a file that is mapped is not counted, since the system may drop it at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+NORM = ("gamma", "beta", "mean", "variance")
+
+
+def write_model(folder: Path, *, layers: int, width: int, every: int = 4, seed: int = 0) -> Path:
+    """Write `large.onnx` and `large.data`; the bytes depend on nothing but the arguments."""
+    random = np.random.default_rng(seed)
+    pattern = (random.standard_normal(width * width) / np.sqrt(width)).astype(np.float32)
+    path, data = folder / "large.onnx", folder / "large.data"
+    nodes, tensors, value = [], [], "x"
+    with data.open("wb") as file:
+        for layer in range(layers):
+            tensors.append(_tensor(f"weight{layer}", (width, width), data.name, file.tell()))
+            file.write(memoryview(pattern[layer:]))
+            file.write(memoryview(pattern[:layer]))
+            product, passed = f"product{layer}", f"passed{layer}"
+            nodes.append(helper.make_node("Gemm", [value, f"weight{layer}"], [product], f"gemm{layer}"))
+            for name in NORM * (layer % every == 0):
+                low, high = (0.5, 1.5) if name in ("gamma", "variance") else (-1, 1)
+                tensors.append(_tensor(f"{name}{layer}", (width,), data.name, file.tell()))
+                file.write(random.uniform(low, high, width).astype(np.float32).tobytes())
+            if layer % every == 0:
+                statistics = [f"{name}{layer}" for name in NORM]
+                norm = helper.make_node("BatchNormalization", [product, *statistics], [f"normed{layer}"], f"bn{layer}")
+                nodes.append(norm)
+                product = norm.output[0]
+            nodes.append(helper.make_node("Relu", [product], [passed], f"relu{layer}"))
+            value = passed
+    shape = ("batch", width)
+    ports = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", value))
+    graph = helper.make_graph(nodes, "large", *([port] for port in ports), tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def _tensor(name: str, shape: tuple[int, ...], location: str, offset: int) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    length = 4 * int(np.prod(shape))
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def peak_of(arguments: list[str]) -> dict[str, object]:
+    """Run bnfold; its exit code, seconds, and the largest anonymous memory in bytes."""
+    start, peak = time.perf_counter(), 0
+    command = [sys.executable, "-m", "bnfold", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            peak = max(peak, _anonymous(status))
+            time.sleep(0.02)
+        output = process.stdout.read() if process.stdout else ""
+    return {
+        "command": arguments[0],
+        "exit_code": process.returncode,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_anonymous_bytes": peak,
+        "said": output.strip().splitlines(),
+    }
+
+
+def _anonymous(status: Path) -> int:
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--width", type=int, default=5600)
+    parser.add_argument("--every", type=int, default=4, help="a batch norm behind every so many products")
+    parser.add_argument("--keep", action="store_true", help="leave the files")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    model = write_model(arguments.folder, layers=arguments.layers, width=arguments.width, every=arguments.every)
+    folded = arguments.folder / "folded.onnx"
+    results = [
+        peak_of(["fold", str(model), "-o", str(folded)]),
+        peak_of(["check", str(model), str(folded)]),
+    ]
+    size = sum(file.stat().st_size for file in arguments.folder.glob("large.*"))
+    print(json.dumps({"bytes": size, "results": results}, indent=2))
+    if not arguments.keep:
+        for file in (*arguments.folder.glob("large.*"), *arguments.folder.glob("folded.*")):
+            file.unlink()
+
+
+if __name__ == "__main__":
+    main()

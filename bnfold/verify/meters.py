@@ -1,0 +1,207 @@
+"""How far the runtime's results are from float64: the error of the original, that of the candidate, and their ratio.
+
+A correct candidate is about as wrong as the original, whatever the network, so no tolerance has to be guessed. What is
+no number goes through no ratio: integers, ranks, and rows that come in no order are `decisions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bnfold.model import Signature
+from bnfold.verify.compare import Array, Arrays, is_float, pattern
+from bnfold.verify.decisions import Tally, places, rows, top
+from bnfold.verify.result import OutputComparison
+
+EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+FIVE = 5
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """For those who must: `|candidate − reference| ≤ atol + rtol · |reference|`, element by element."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+
+
+@dataclass
+class Meter:
+    """The errors of one output, pooled over all inputs; each input's errors are divided by the size of its values.
+
+    `decided` counts integers and rows, `first` and `five` whether the largest and the five largest of each row are the
+    same. `mismatch` is what no error explains.
+    """
+
+    name: str
+    tolerance: Tolerance | None = None
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    numbers: int = 0
+    squares_reference: float = 0.0
+    squares_candidate: float = 0.0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    decided: Tally = field(default_factory=Tally)
+    first: Tally = field(default_factory=Tally)
+    five: Tally = field(default_factory=Tally)
+    beyond: int = 0
+    mismatch: str | None = None
+
+    def add(self, exact: Array, reference: Array, candidate: Array) -> None:
+        """Take in one input: the output in float64, of the original, and of the candidate."""
+        self.see(reference)
+        if candidate.shape != reference.shape:
+            self.mismatch = f"has shape {list(candidate.shape)} instead of {list(reference.shape)}"
+        elif not is_float(reference):
+            self.decided += places(exact, reference, candidate)
+        elif exact.shape == reference.shape:
+            self._add_numbers(exact, reference.astype(np.float64), candidate.astype(np.float64))
+
+    def see(self, reference: Array) -> None:
+        """Note what kind of output it is."""
+        if not self.dtype:
+            self.dtype, self.shape = reference.dtype.name, reference.shape
+
+    def _add_numbers(self, exact: Array, reference: Array, candidate: Array) -> None:
+        """NaN and infinities must be where the original has them, unless it has them elsewhere than float64."""
+        if np.any(np.isfinite(exact) & ~np.isfinite(reference)) or not np.isfinite(reference).any():
+            return
+        settled = pattern(exact) == pattern(reference)
+        if np.any(settled & (pattern(reference) != pattern(candidate))):
+            self.mismatch = "is NaN or infinite at other places than the reference"
+            return
+        finite = np.isfinite(reference) & np.isfinite(exact) & np.isfinite(candidate)
+        if not finite.any():
+            return
+        truth, before, after = exact[finite], reference[finite], candidate[finite]
+        scale = float(np.sqrt(np.mean(truth**2))) or 1.0
+        gap = np.abs(after - before)
+        self.numbers += truth.size
+        self.squares_reference += float(np.sum(((before - truth) / scale) ** 2))
+        self.squares_candidate += float(np.sum(((after - truth) / scale) ** 2))
+        self.max_abs = max(self.max_abs, float(gap.max()))
+        self.max_rel = max(self.max_rel, float(gap.max() / scale))
+        if self.tolerance:
+            self.beyond += int((gap > self.tolerance.atol + self.tolerance.rtol * np.abs(before)).sum())
+        if exact.ndim == 2 and finite.all():
+            self._add_ranks(exact, reference, candidate)
+
+    def _add_ranks(self, exact: Array, reference: Array, candidate: Array) -> None:
+        epsilon = EPSILONS.get(self.dtype, 0.0)
+        if exact.shape[1] > 1:
+            self.first += top(1, exact, reference, candidate, epsilon)
+        if exact.shape[1] > FIVE:
+            self.five += top(FIVE, exact, reference, candidate, epsilon)
+
+    @property
+    def compared(self) -> bool:
+        return self.numbers > 0 or self.decided.compared > 0
+
+    def result(self) -> OutputComparison:
+        """What was found. The ratio is taken above a floor of half an epsilon: below it both are as good as exact."""
+        decisions = self.decided + self.first
+        counts = decisions.compared, decisions.differ, decisions.excused, self.five.differ, self.five.excused
+        if not self.numbers:
+            return OutputComparison(self.name, self.dtype, self.shape, None, None, None, None, None, *counts)
+        rmse_reference, rmse_candidate = (
+            float(np.sqrt(squares / self.numbers)) for squares in (self.squares_reference, self.squares_candidate)
+        )
+        floor = 0.5 * EPSILONS.get(self.dtype, 0.0)
+        ratio = max(rmse_candidate, floor) / max(rmse_reference, floor) if floor else None
+        errors = rmse_reference, rmse_candidate, ratio, self.max_abs, self.max_rel
+        return OutputComparison(self.name, self.dtype, self.shape, *errors, *counts)
+
+
+def loose_axes(signature: Signature) -> dict[str, int]:
+    """The outputs whose number of rows the model finds out when it runs, and the axis that counts them.
+
+    Nothing that goes in has such a size: it is found behind NonMaxSuppression, NonZero and their like.
+    """
+    known = {size for port in signature.inputs for size in port.shape or ()} - {None}
+    axes = {}
+    for port in signature.outputs:
+        found = [i for i, size in enumerate(port.shape or ()) if not isinstance(size, int) and size not in known]
+        if found or port.shape is None:
+            axes[port.name] = found[0] if found else 0
+    return axes
+
+
+@dataclass
+class EndToEnd:
+    """One meter per output. `loose` names the outputs whose rows may come in any order, and the axis of the rows."""
+
+    tolerance: Tolerance | None = None
+    loose: Mapping[str, int] = field(default_factory=dict)
+    meters: dict[str, Meter] = field(default_factory=dict)
+
+    def add(self, exact: Arrays, reference: Arrays, candidate: Arrays) -> None:
+        """Take in one input's outputs, which have the same names."""
+        for name, value in reference.items():
+            self.meters.setdefault(name, Meter(name, self.tolerance)).see(value)
+        unordered = self._unordered(exact, reference, candidate)
+        for names in unordered:
+            tally = self._rows(names, exact, reference, candidate)
+            for name in names:
+                self.meters[name].decided += tally
+        for name in reference.keys() - {name for names in unordered for name in names}:
+            self.meters[name].add(exact[name], reference[name], candidate[name])
+
+    def _unordered(self, *results: Arrays) -> list[list[str]]:
+        """Outputs that have equally many rows (of one detection each, say), where these are not the same in order."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, axis in self.loose.items():
+            values = [each[name] for each in results]
+            others = {(*value.shape[:axis], *value.shape[axis + 1 :]) for value in values if value.ndim > axis}
+            if len(others) == 1 and all(value.ndim > axis and _is_number(value) for value in values):
+                groups.setdefault(tuple(value.shape[axis] for value in values), []).append(name)
+        return [names for names in groups.values() if any(_moved(*(each[name] for each in results)) for name in names)]
+
+    def _rows(self, names: list[str], exact: Arrays, reference: Arrays, candidate: Arrays) -> Tally:
+        """Compare the rows of some outputs side by side, as sets."""
+
+        def table(results: Arrays) -> Array:
+            return np.concatenate([_table(results[name], self.loose[name]) for name in names], axis=1)
+
+        widths = [_table(reference[name], self.loose[name]).shape[1] for name in names]
+        floats = np.repeat([is_float(reference[name]) for name in names], widths)
+        epsilon = max(EPSILONS.get(reference[name].dtype.name, 0.0) for name in names)
+        return rows(table(exact), table(reference), table(candidate), floats, epsilon)
+
+    @property
+    def compared(self) -> bool:
+        """Whether anything was."""
+        return any(meter.compared or meter.mismatch for meter in self.meters.values())
+
+    @property
+    def worst_ratio(self) -> float | None:
+        """The largest ratio of errors among the outputs that have one."""
+        return max((row.ratio for row in self.results() if row.ratio is not None), default=None)
+
+    def results(self) -> tuple[OutputComparison, ...]:
+        """One row per output, in order."""
+        return tuple(meter.result() for meter in self.meters.values())
+
+
+def _is_number(value: Array) -> bool:
+    return is_float(value) or value.dtype.kind in "iub"
+
+
+def _moved(exact: Array, reference: Array, candidate: Array) -> bool:
+    """Whether two results differ by more than any rounding would make them."""
+    if not exact.shape == reference.shape == candidate.shape:
+        return True
+    if not is_float(reference):
+        return not np.array_equal(reference, candidate)
+    before, after = reference.astype(np.float64), candidate.astype(np.float64)
+    size = np.abs(before[np.isfinite(before)]).max(initial=0.0)
+    with np.errstate(invalid="ignore"):
+        return bool(np.any(np.abs(after - before) > np.sqrt(EPSILONS[reference.dtype.name]) * size))
+
+
+def _table(value: Array, axis: int) -> Array:
+    rows_first = np.moveaxis(value, axis, 0).astype(np.float64)
+    return rows_first.reshape(len(rows_first), int(np.prod(rows_first.shape[1:])))
