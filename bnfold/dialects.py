@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bnfold.folding import FoldOptions
 from bnfold.model import ModelFacts, Runner, Signature
 from bnfold.outcome import FoldReport
 from bnfold.run import RunOptions
+from bnfold.verify.anatomy import Part, Tissue
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Dialect:
     `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
     `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
     `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
-    `actual` executes the model as it is in the `runtime`, graph optimisations off; `annotate` is the model with a note
+    `actual` executes the model as it is in the `runtime`, graph optimisations off; `tissue` takes it apart (its
+    parts run the same ways); `annotate` is the model with a note
     of what was folded; `write` saves atomically and
     returns the files.
     """
@@ -48,6 +50,7 @@ class Dialect:
     as_float64: Callable[[Any], Any]
     exact: Callable[[Any], Runner]
     actual: Callable[[Any, RunOptions], Runner]
+    tissue: Callable[[Any, RunOptions], Tissue]
     annotate: Callable[[Any, FoldReport], Any]
     write: Callable[[Path, Any], tuple[Path, ...]]
 
@@ -79,6 +82,36 @@ def onnx_dialect() -> Dialect:
             optimise=False,
         )
 
+    def tissue(model: Any, options: RunOptions) -> Tissue:
+        from bnfold.verify.float64 import record
+
+        opened = onnx.Cutting(model)
+
+        def cut(*place: Any) -> Part:
+            part = opened.cut(*place)
+
+            def store(path: Path) -> None:
+                saving.write_onnx(path, part)
+
+            return Part(
+                exact=lambda: exact(part),
+                actual=lambda: actual(part, replace(options, threads=1)),
+                magnitudes=lambda: exact(onnx.with_magnitudes(part)),
+                store=store,
+            )
+
+        ports = onnx.signature(model)
+        return Tissue(
+            inputs=tuple(port.name for port in ports.inputs),
+            outputs={port.name: port.name for port in ports.outputs},
+            floats=opened.floats,
+            sizes=opened.sizes,
+            record=lambda feeds, visit: record(onnx.to_proto(onnx.as_float64(model)), feeds, visit),
+            steps=opened.steps,
+            cut=cut,
+            suffix=".onnx",
+        )
+
     return Dialect(
         kind="onnx",
         suffix=".onnx",
@@ -93,6 +126,7 @@ def onnx_dialect() -> Dialect:
         as_float64=onnx.as_float64,
         exact=exact,
         actual=actual,
+        tissue=tissue,
         annotate=onnx.annotate,
         write=saving.write_onnx,
     )
@@ -101,6 +135,29 @@ def onnx_dialect() -> Dialect:
 def torch_dialect() -> Dialect:
     """`torch.export.ExportedProgram`, run by torch itself."""
     from bnfold.frontends import torch
+
+    def tissue(program: Any, options: RunOptions) -> Tissue:
+        opened = torch.Cutting(program)
+        ports = torch.signature(program)
+
+        def cut(*place: Any) -> Part:
+            part = opened.cut(*place)
+
+            def store(path: Path) -> None:
+                saving.write_program(path, part.program())
+
+            return Part(part.exact, part.actual, part.magnitudes, store)
+
+        return Tissue(
+            inputs=tuple(port.name for port in ports.inputs),
+            outputs=dict(zip((port.name for port in ports.outputs), opened.outputs, strict=True)),
+            floats=opened.floats,
+            sizes=opened.sizes,
+            record=opened.record,
+            steps=opened.steps,
+            cut=cut,
+            suffix=".pt2",
+        )
 
     return Dialect(
         kind="pt2",
@@ -116,6 +173,7 @@ def torch_dialect() -> Dialect:
         as_float64=torch.as_float64,
         exact=lambda program: torch.runner(torch.as_float64(program), torch.signature(program)),
         actual=lambda program, _: torch.runner(program, torch.signature(program)),
+        tissue=tissue,
         annotate=_no_metadata,
         write=saving.write_program,
     )

@@ -34,6 +34,7 @@ class Side:
             exact=lambda: self.dialect.exact(self.model),
             actual=lambda: self.dialect.actual(self.model, run_options),
             decides=self.dialect.decides(self.model),
+            tissue=lambda: self.dialect.tissue(self.model, run_options),
         )
 
 

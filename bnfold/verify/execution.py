@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import MissingDependency, NoVerdict
 from bnfold.model import Arrays, Runner, Signature
+from bnfold.verify.anatomy import Tissue
 from bnfold.verify.compare import EndToEnd, Meter, Semantics, Tolerance, has_finite
 from bnfold.verify.inputs import InputSpec, Probe, numpy_dtype, with_inputs
 from bnfold.verify.licence import paired
@@ -34,13 +35,14 @@ class Subject:
 
     They return the model executed in float64, and in the runtime with its own optimisations off, or raise `NoVerdict`
     or `MissingDependency`. `decides` says that the model rounds or decides inside (QuantizeLinear, TopK, ArgMax…),
-    where the smallest error may turn into a large one.
+    where the smallest error may turn into a large one. `tissue` opens the model; without it there is no L3.
     """
 
     signature: Signature
     exact: Callable[[], Runner]
     actual: Callable[[], Runner]
     decides: bool = False
+    tissue: Callable[[], Tissue] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Machine:
         start = time.perf_counter()
         try:
             self._runner = self._runner or self.prepare()
-            results = self._runner(self._renamed(feeds))
+            results = self._runner(self.renamed(feeds))
         except (NoVerdict, MissingDependency) as error:
             if self.needed and isinstance(error, MissingDependency):
                 raise
@@ -95,7 +97,8 @@ class Machine:
             self.elapsed_s += time.perf_counter() - start
         return {mine.name: results[own.name] for mine, own in paired(self.reference.outputs, self.own.outputs)}
 
-    def _renamed(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    def renamed(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """The numbers by the names, and in the types, of the model's own inputs."""
         ports = paired(self.reference.inputs, self.own.inputs)
         return {own.name: feeds[mine.name].astype(numpy_dtype(own.dtype), copy=False) for mine, own in ports}
 
@@ -121,6 +124,7 @@ class Execution:
     decides: bool
     note: str = ""
     no_inputs: str | None = None
+    probes: tuple[Probe, ...] = ()
     semantics: Semantics = field(default_factory=Semantics)
     ran: list[Probe] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
@@ -151,7 +155,7 @@ class Execution:
         except NoVerdict as error:
             self.no_inputs = str(error)
             return
-        self.note = probes.note
+        self.note, self.probes = probes.note, probes.probes
         for probe in probes.probes:
             self._run(probe)
 
@@ -163,6 +167,13 @@ class Execution:
             if not self.actual.refusal:
                 raise
             return make_probes(signature, self.exact.accepts, self.plan.probes)
+
+    def first_feeds(self) -> Arrays:
+        """The first input; where nobody accepts any, the first that the interface allows. Raises `NoVerdict`."""
+        if self.probes:
+            return self.probes[0].feeds
+        signature = with_inputs(self.exact.reference, self.plan.inputs)
+        return make_probes(signature, dict, self.plan.probes).probes[0].feeds
 
     def _run(self, probe: Probe) -> None:
         truth = self.exact.run(probe.feeds)
