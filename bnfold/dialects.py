@@ -96,7 +96,7 @@ def onnx_dialect() -> Dialect:
             return Part(
                 exact=lambda: exact(part),
                 actual=lambda: actual(part, replace(options, threads=1)),
-                magnitudes=lambda: exact(onnx.with_magnitudes(part)),
+                magnitudes=lambda: actual(onnx.with_magnitudes(part), replace(options, threads=1)),
                 store=store,
             )
 

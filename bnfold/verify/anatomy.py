@@ -31,7 +31,7 @@ Visit = Callable[[str, Any], None]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A model cut out of a larger one. `magnitudes` runs it in float64 with the magnitude of every stored number."""
+    """A model cut out of a larger one. `magnitudes` runs it as it is, but with the magnitude of every stored number."""
 
     exact: Callable[[], Runner]
     actual: Callable[[], Runner]
@@ -75,7 +75,7 @@ class Piece:
         return any(step.decides and not set(step.inputs) <= set(self.inputs) for step in self.steps)
 
     def __str__(self) -> str:
-        first, last = self.steps[0], self.steps[-1]
+        first, last = next((step for step in self.steps if step.inputs), self.steps[0]), self.steps[-1]
         return f"{first.op} {first.name}" + ("" if first is last else f" … {last.op} {last.name}")
 
 

@@ -15,8 +15,9 @@ fails is named, and searched for the smallest piece of it that does.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import ml_dtypes
@@ -35,6 +36,9 @@ from bnfold.verify.result import Layer, Status
 from bnfold.verify.stretches import Both, Pair, Stretch
 
 LIMIT = 8.0
+
+MOST_GUESSES = 24
+"""How many pairs are tried to find where a stretch begins to go wrong."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +163,7 @@ class Local:
         drawn = candidate.sketches[data].draw(np.random.default_rng([self.seed, step.terms]))
         feeds = {data: drawn.astype(numpy_dtype(candidate.tissue.floats[data]))}
         exact, found = (run(feeds)[step.outputs[0]].astype(np.float64) for run in (part.exact(), part.actual()))
-        sizes = part.magnitudes()({data: np.abs(feeds[data])})[step.outputs[0]]
+        sizes = part.magnitudes()({data: np.abs(feeds[data])})[step.outputs[0]].astype(np.float64)
         bound = used / (1 - used) * sizes + float(ml_dtypes.finfo(numpy_dtype(dtype)).smallest_subnormal)  # type: ignore[no-untyped-call]
         finite = np.isfinite(exact) & np.isfinite(found)
         return float((np.abs(found - exact)[finite] / bound[finite]).max(initial=0.0))
@@ -168,7 +172,7 @@ class Local:
         """The first piece inside a failing stretch that fails too.
 
         Behind a mistake nothing matches any more, so the values inside are paired by likeness. Where nothing is alike,
-        a pair of one name will do if all is well from there on: then the mistake is before it.
+        any pair of one shape will do if all is well from there on: then the mistake is before it.
         """
         both, stretch = self.both, failing.stretch
         mine, others = (
@@ -176,19 +180,27 @@ class Local:
             for piece, anatomy in ((stretch.before, both.reference), (stretch.after, both.candidate))
         )
         alike = similar(both.reference.sketches, both.candidate.sketches, mine, others)
-        named = {name: name for name in mine if name in others and name not in alike}
-        named = {name: name for name in named if name not in alike.values()}
         cuts = dict(both.matches)
-        for name in mine:
-            pair = {name: (alike | named).get(name, "")}
-            if not pair[name] or (
-                name in named and self._fails(cuts | pair, (stretch.before.output, stretch.after.output))
-            ):
-                continue
-            if found := self._fails(cuts, (name, pair[name])):
+        guesses = islice(self._guesses(stretch, mine, others, alike), MOST_GUESSES)
+        good = next((pair for pair in guesses if not self._fails({**cuts, pair[0]: pair[1]}, stretch.end)), None)
+        pairs = {**alike, **dict([good] if good else [])}
+        for name in (name for name in mine if name in pairs):
+            if found := self._fails(cuts, (name, pairs[name])):
                 return found
-            cuts |= pair
+            cuts[name] = pairs[name]
         return failing
+
+    def _guesses(
+        self, stretch: Stretch, mine: Sequence[str], others: Sequence[str], alike: Mapping[str, str]
+    ) -> Iterator[Pair]:
+        """Values of one shape that have no likeness, those of one name first."""
+        free = [other for other in others if other not in alike.values() and other != stretch.after.output]
+        for name in mine:
+            if name in alike or name == stretch.before.output:
+                continue
+            shape = self.both.reference.shape(name)
+            same = [other for other in free if self.both.candidate.shape(other) == shape]
+            yield from ((name, other) for other in sorted(same, key=lambda other: other != name))
 
     def _fails(self, cuts: Mapping[str, str], end: Pair) -> Failing | None:
         """Whether the stretch to `end` fails; what cannot be compared does not."""

@@ -77,7 +77,7 @@ class Noise:
             return self.mismatch
         found = list(self._ratios())
         largest = max((ratio.figure for ratio in found), default=0.0)
-        near = [ratio for ratio in found if ratio.figure >= 0.5 * largest and ratio.axis is not None] or found
+        near = [ratio for ratio in found if ratio.figure >= 0.8 * largest and ratio.axis is not None] or found
         return max(near, key=lambda ratio: (ratio.axis == 1, ratio.figure), default=None)
 
     def _ratios(self) -> Iterator[Ratio]:

@@ -28,7 +28,7 @@ class Sketch:
     def of(cls, value: NDArray[Any]) -> Sketch:
         """A sketch of an array of any floating-point type."""
         flat = np.asarray(value, dtype=np.float64).reshape(-1)
-        finite = flat[np.isfinite(flat)]
+        finite = flat if np.isfinite(flat.sum()) else flat[np.isfinite(flat)]
         moments = (finite.mean(), finite.std(), finite.min(), finite.max()) if finite.size else (0.0,) * 4
         places = _places(flat.size)
         return cls(value.shape, flat[places], finite.size == flat.size, *(float(moment) for moment in moments))

@@ -31,15 +31,22 @@ MOST_NUMBERS = 1 << 24
 """How many values a stretch may compute over all its samples; a stretch always gets one sample."""
 
 Pair = tuple[str, str]
+"""A value of the reference and one of the candidate."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """The same piece of both models: `reads` are the inputs of both, by the names in reference and candidate."""
+    """The same piece of both models: `reads` are the inputs of both, by the names in reference and candidate; `uneven`
+    those that only one of them reads."""
 
     before: Piece
     after: Piece
     reads: Mapping[str, str]
+    uneven: frozenset[str]
+
+    @property
+    def end(self) -> Pair:
+        return self.before.output, self.after.output
 
     @property
     def same(self) -> bool:
@@ -76,21 +83,27 @@ class Both:
         return list(dict.fromkeys([*matched, *results]))
 
     def stretch(self, cuts: Mapping[str, str], end: Pair) -> Stretch:
-        """From the nearest cuts that both models have before `end`. Where one of them goes round a cut that the other
-        goes through, it is none: the two would start from numbers that do not belong together."""
+        """From the nearest cuts before `end`. Raises `NoVerdict` where a model reads what nothing makes.
+
+        Where one model goes round a cut that the other goes through, it is none: the two would start from numbers that
+        do not belong together. Unless one of them reads what the other has no use for at all: a branch is missing.
+        """
         cuts = {**cuts, **self.ports}
-        while True:
-            names = {other: mine for mine, other in cuts.items()}
-            before = self.reference.piece({mine: mine for mine in cuts}, end[0])
-            after = self.candidate.piece(names, end[1])
-            unknown = [name for name in after.inputs if name not in names]
-            if unknown or any(name not in cuts for name in before.inputs):
-                raise NoVerdict(f"nothing is known of {unknown or before.inputs}", code="cannot-run")
-            theirs = {names[name] for name in after.inputs}
-            uneven = (set(before.inputs) ^ theirs) - self.ports.keys()
-            if not uneven:
-                return Stretch(before, after, {name: cuts[name] for name in {*before.inputs, *theirs}})
+        first = found = self._between(cuts, end)
+        while uneven := found.uneven - self.ports.keys():
             cuts = {mine: other for mine, other in cuts.items() if mine not in uneven}
+            found = self._between(cuts, end)
+        return first if found.uneven else found
+
+    def _between(self, cuts: Mapping[str, str], end: Pair) -> Stretch:
+        names = {other: mine for mine, other in cuts.items()}
+        before = self.reference.piece({mine: mine for mine in cuts}, end[0])
+        after = self.candidate.piece(names, end[1])
+        if unknown := {*before.inputs} - cuts.keys() | {*after.inputs} - names.keys():
+            raise NoVerdict(f"nothing makes {min(unknown)}", code="cannot-run")
+        theirs = {names[name] for name in after.inputs}
+        reads = {name: cuts[name] for name in sorted({*before.inputs, *theirs})}
+        return Stretch(before, after, reads, frozenset(theirs.symmetric_difference(before.inputs)))
 
     def parts(self, stretch: Stretch) -> tuple[Part, Part]:
         return self.reference.part(stretch.before), self.candidate.part(stretch.after)

@@ -72,9 +72,9 @@ class Cutting:
         text += [self._operand(value, inputs, sizes) for value in values]
         digest = hashlib.sha256("|".join(text).encode())
         for name in sorted(node.attributes):
-            digest.update(ir.to_proto(node.attributes[name]).SerializeToString(deterministic=True))
+            digest.update(ir.serde.serialize_attribute(node.attributes[name]).SerializeToString(deterministic=True))
         if (function := self.model.functions.get(node.op_identifier())) is not None:
-            digest.update(ir.to_proto(function).SerializeToString(deterministic=True))
+            digest.update(ir.serde.serialize_function(function).SerializeToString(deterministic=True))
         return digest.hexdigest()
 
     def _operand(self, value: ir.Value | None, inputs: Sequence[str], sizes: Arrays) -> str:

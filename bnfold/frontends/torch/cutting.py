@@ -48,11 +48,11 @@ class ProgramPart:
         return partial(self._run, self.wide, _widened)
 
     def magnitudes(self) -> Runner:
-        """In float64, with the magnitude of every stored number."""
-        positive = fx.GraphModule(self.wide, self.wide.graph)
-        for name, tensor in self.wide.named_buffers():
+        """As it is, but with the magnitude of every stored number."""
+        positive = fx.GraphModule(self.plain, self.plain.graph)
+        for name, tensor in self.plain.named_buffers():
             setattr(positive, name, tensor.abs() if tensor.is_floating_point() else tensor)
-        return partial(self._run, positive, _widened)
+        return partial(self._run, positive, lambda tensor: tensor)
 
     def program(self) -> ExportedProgram:
         """The part as a program that can be saved."""
