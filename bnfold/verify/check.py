@@ -25,6 +25,7 @@ from bnfold.outcome import FoldReport
 from bnfold.verify.certificate import derive
 from bnfold.verify.compare import Tolerance
 from bnfold.verify.execution import CheckPlan, Execution, Level, Subject
+from bnfold.verify.forcing import between_decisions
 from bnfold.verify.licence import licence
 from bnfold.verify.local import Examined, examine
 from bnfold.verify.result import Layer, Status, Verdict, Verification
@@ -64,6 +65,7 @@ def check_fold(
         derive(records.original, records.folded, records.report, seed=plan.probes.seed),
     ]
     execution = Execution.of(reference, candidate, unrounded, plan, strict=True)
+    execution.look_between = lambda: between_decisions(reference, candidate, execution)
     return _executed(layers, execution, lambda: examine(reference, candidate, execution, records.report))
 
 
@@ -74,6 +76,7 @@ def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPl
     """
     layers = [licence(reference.signature, candidate.signature, plan.facts, exactly=False)]
     execution = Execution.of(reference, candidate, candidate.exact, plan, strict=False)
+    execution.look_between = lambda: between_decisions(reference, candidate, execution)
     return _executed(layers, execution, lambda: examine(reference, candidate, execution, None))
 
 

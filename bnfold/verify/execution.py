@@ -123,6 +123,7 @@ class Execution:
     strict: bool
     decides: bool
     note: str = ""
+    look_between: Callable[[], EndToEnd | None] = lambda: None
     no_inputs: str | None = None
     probes: tuple[Probe, ...] = ()
     semantics: Semantics = field(default_factory=Semantics)
@@ -131,6 +132,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         self.ends = EndToEnd(self.plan.tolerance)
+        self.between: EndToEnd | None = None
 
     @classmethod
     def of(
@@ -231,7 +233,7 @@ class Execution:
     def end_to_end_layer(self) -> Layer:
         """L4."""
         status, because = self._end_to_end_status()
-        ratios = [row.ratio for row in self.ends.results() if row.ratio is not None]
+        ratios = [row.ratio for row in (self.between or self.ends).results() if row.ratio is not None]
         return Layer(
             "L4",
             status,
@@ -254,8 +256,23 @@ class Execution:
             return Status.PASS, self._agreement()
         status, because = min(complaints, key=lambda complaint: [Status.FAIL, Status.WARN].index(complaint[0]))
         if self.decides and status is Status.FAIL:
-            return Status.SKIPPED, f"{because}; the model rounds or decides inside, so that says nothing"
+            return self._between_status(f"{because}; the model rounds or decides inside, so that says nothing")
         return status, because
+
+    def _between_status(self, nothing: str) -> tuple[Status, str]:
+        """The judgement from stretch to stretch, where the model could be cut at its decisions."""
+        self.between = self.look_between()
+        if self.between is None:
+            return Status.SKIPPED, nothing
+        complaints = [found for meter in self.between.meters.values() for found in self._complaints(meter)]
+        status, because = min(
+            complaints, key=lambda each: [Status.FAIL, Status.WARN].index(each[0]), default=(None, "")
+        )
+        if status is not None:
+            return status, f"from one decision to the next, {because}"
+        ratios = [row.ratio for row in self.between.results() if row.ratio is not None]
+        figure = f"the error against float64 is {max(ratios):.2f} times the original's" if ratios else "nothing differs"
+        return Status.PASS, f"from one decision to the next, {figure}"
 
     def _agreement(self) -> str:
         ratios = [row.ratio for row in self.ends.results() if row.ratio is not None]

@@ -21,14 +21,16 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import NoVerdict
 from bnfold.model import Arrays, Runner
-from bnfold.verify.operators import OPERATORS
+from bnfold.verify.operators import BEFORE_19, OPERATORS
 
 
 class _Evaluator(ReferenceEvaluator):
     """Uses `OPERATORS` in model-local functions too, to which the base class does not pass `new_ops` on."""
 
     def __init__(self, proto: Any, *args: Any, **options: Any) -> None:
-        super().__init__(proto, *args, **{**options, "new_ops": list(OPERATORS)})
+        standard = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=19)
+        operators = OPERATORS if standard >= 19 else (*OPERATORS, *BEFORE_19)
+        super().__init__(proto, *args, **{**options, "new_ops": list(operators)})
 
 
 def float64_runner(model: onnx.ModelProto | bytes) -> Runner:
