@@ -26,7 +26,11 @@ from bnfold.model import Arrays
 from bnfold.run import CheckOptions, RunOptions
 from bnfold.verification import Side, check_folded, check_models
 from bnfold.verify.anatomy import Anatomy
+from bnfold.verify.check import CheckPlan
+from bnfold.verify.execution import Execution
+from bnfold.verify.forcing import between_decisions
 from bnfold.verify.local import Local
+from bnfold.verify.local import opened as opened_models
 from bnfold.verify.matching import match, similar
 from bnfold.verify.noise import Noise
 from bnfold.verify.result import Layer, Status, Verdict, Verification
@@ -351,6 +355,64 @@ def test_a_program_that_writes_where_others_read_is_not_cut() -> None:
     program = torch_frontend.capture(Writes().eval(), (torch.zeros(2, 3),))
     with pytest.raises(NoVerdict, match="writes to values in place"):
         torch_dialect().tissue(program, RunOptions())
+
+
+# Models that round or decide
+
+
+def quantised(layers: int = 4, seed: int = 0) -> Proto:
+    """Fake-quantised convolutions: each value is rounded to a grid before the next one reads it."""
+    net = Net(seed=seed)
+    zero, x = net.constant("zero", np.array(0), onnx.TensorProto.INT8), "x"
+    for i in range(layers):
+        scale = net.constant(f"s{i}", 0.05)
+        x = net.node("QuantizeLinear", [x, scale, zero], f"q{i}")
+        x = net.conv(net.node("DequantizeLinear", [x, scale, zero], f"d{i}"), 8 if i else 3, 8, name=f"c{i}")
+        x = net.node("Relu", [net.batch_norm(x, 8, f"b{i}")], f"r{i}")
+    net.node("GlobalAveragePool", [x], "y")
+    return net.model({"x": (1, 3, 20, 20)})
+
+
+def judged(candidate: Proto) -> tuple[Both, Execution]:
+    """A check whose ends complain, whatever they are: what is left is to look between decisions."""
+    sides = [Side(onnx_dialect(), frontend.from_proto(proto)) for proto in (quantised(), candidate)]
+    first, second = (side.subject(RunOptions(threads=1)) for side in sides)
+    execution = Execution.of(first, second, second.exact, CheckPlan(), strict=False)
+    execution.look_between = lambda: between_decisions(first, second, execution)
+    execution.run()
+    for meter in execution.ends.meters.values():
+        meter.mismatch = "differs"
+    return opened_models(first, second, execution, execution.first_feeds())[0], execution
+
+
+def test_a_correct_fold_that_rounds_is_judged_from_one_decision_to_the_next() -> None:
+    both, execution = judged(folded(quantised()))
+    assert both.reference.deciding == {"x", "r0", "r1", "r2"}
+    found = execution.end_to_end_layer()
+    assert found.status is Status.PASS, found.because
+    assert found.because.startswith("from one decision to the next")
+    assert found.figure is not None
+    assert found.figure < 2
+
+
+def test_a_wrong_fold_that_rounds_fails_between_two_decisions() -> None:
+    found = judged(folded(quantised(), lambda proto: weight_of(proto, "c1", lambda v: v * (1 + 1e-5))))[1]
+    failed = found.end_to_end_layer()
+    assert failed.status is Status.FAIL
+    assert "output r1" in failed.because
+
+
+def test_what_cannot_be_cut_at_every_decision_is_not_judged_there() -> None:
+    found = judged(folded(quantised(), lambda proto: weight_of(proto, "c1", lambda v: v * 1.5)))[1]
+    assert found.end_to_end_layer().status is Status.SKIPPED
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_quantised_chain_raises_no_alarm(seed: int) -> None:
+    original = quantised(6, seed)
+    found = checked(frontend.from_proto(original), frontend.from_proto(folded(original)), onnx_dialect())
+    assert found.verdict is Verdict.VERIFIED, found.sentence
+    assert layer(found, "L3").status is Status.PASS
 
 
 # Anatomy
