@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from bnfold.folding import FoldOptions
 from bnfold.model import ModelFacts, Runner, Signature
 from bnfold.outcome import FoldReport
 from bnfold.run import RunOptions
+from bnfold.verify.anatomy import Part, Tissue
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Dialect:
     floating-point tensor in double, and `exact` executes it so (the `executor`); `exact_as_exported` does with scalars
     as ONNX stores them, and `rounded_constants` names the operators of which an export has other constants; `actual`
     executes the model as it is in the `runtime`, graph optimisations off, and `optimised` with those that the runtime
-    has by default (None: it has none); `annotate` is the model with a note of what was folded; `write` saves atomically
-    and returns the files.
+    has by default (None: it has none); `tissue` takes it apart (its parts run the same ways); `annotate` is the model
+    with a note of what was folded; `write` saves atomically and returns the files.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Dialect:
     rounded_constants: Callable[[Any], tuple[str, ...]]
     actual: Callable[[Any, RunOptions], Runner]
     optimised: Callable[[Any, RunOptions], Runner] | None
+    tissue: Callable[[Any, RunOptions], Tissue]
     annotate: Callable[[Any, FoldReport], Any]
     write: Callable[[Path, Any], tuple[Path, ...]]
 
@@ -91,6 +93,38 @@ def onnx_dialect() -> Dialect:
         with TemporaryDirectory() as folder:  # the runtime finds tensors in files only beside a model in a file
             return opened(onnx.save(model, Path(folder) / "model.onnx")[0])
 
+    actual = partial(runtime, optimise=False)
+
+    def tissue(model: Any, options: RunOptions) -> Tissue:
+        from bnfold.verify.float64 import record
+
+        opened = onnx.Cutting(model)
+
+        def cut(*place: Any) -> Part:
+            part = opened.cut(*place)
+
+            def store(path: Path) -> None:
+                saving.write_onnx(path, part)
+
+            return Part(
+                exact=lambda: exact(part),
+                actual=lambda: actual(part, replace(options, threads=1)),
+                magnitudes=lambda: actual(onnx.with_magnitudes(part), replace(options, threads=1)),
+                store=store,
+            )
+
+        ports = onnx.signature(model)
+        return Tissue(
+            inputs=tuple(port.name for port in ports.inputs),
+            outputs={port.name: port.name for port in ports.outputs},
+            floats=opened.floats,
+            sizes=opened.sizes,
+            record=lambda feeds, visit: record(onnx.to_proto(onnx.as_float64(model)), feeds, visit),
+            steps=opened.steps,
+            cut=cut,
+            suffix=".onnx",
+        )
+
     return Dialect(
         kind="onnx",
         suffix=".onnx",
@@ -107,8 +141,9 @@ def onnx_dialect() -> Dialect:
         exact=exact,
         exact_as_exported=exact,
         rounded_constants=lambda model: (),
-        actual=partial(runtime, optimise=False),
+        actual=actual,
         optimised=partial(runtime, optimise=True),
+        tissue=tissue,
         annotate=onnx.annotate,
         write=saving.write_onnx,
     )
@@ -117,6 +152,29 @@ def onnx_dialect() -> Dialect:
 def torch_dialect() -> Dialect:
     """`torch.export.ExportedProgram`, run by torch itself."""
     from bnfold.frontends import torch
+
+    def tissue(program: Any, options: RunOptions) -> Tissue:
+        opened = torch.Cutting(program)
+        ports = torch.signature(program)
+
+        def cut(*place: Any) -> Part:
+            part = opened.cut(*place)
+
+            def store(path: Path) -> None:
+                saving.write_program(path, part.program())
+
+            return Part(part.exact, part.actual, part.magnitudes, store)
+
+        return Tissue(
+            inputs=tuple(port.name for port in ports.inputs),
+            outputs=dict(zip((port.name for port in ports.outputs), opened.outputs, strict=True)),
+            floats=opened.floats,
+            sizes=opened.sizes,
+            record=opened.record,
+            steps=opened.steps,
+            cut=cut,
+            suffix=".pt2",
+        )
 
     return Dialect(
         kind="pt2",
@@ -136,6 +194,7 @@ def torch_dialect() -> Dialect:
         rounded_constants=torch.rounded_constants,
         actual=lambda program, _: torch.runner(program, torch.signature(program)),
         optimised=None,
+        tissue=tissue,
         annotate=_no_metadata,
         write=saving.write_program,
     )

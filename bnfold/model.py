@@ -29,6 +29,25 @@ class Signature:
     outputs: tuple[Port, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operator of a graph, as whoever cuts it needs to know it.
+
+    `inputs` and `outputs` are values by name, less those that are stored or are sizes. `key` is a digest of all
+    else: operator, attributes, stored numbers, and which input stands where. `decides` says that it rounds or decides
+    on a floating-point input. `terms` counts the products behind one result where the operator is linear with stored
+    weights, and is 0 elsewhere.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    key: Callable[[], str]
+    decides: bool = False
+    terms: int = 0
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """Counts of one model. `compute_nodes` leaves out constants and shape bookkeeping; `bytes` are of its tensors.

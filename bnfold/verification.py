@@ -38,6 +38,7 @@ class Side:
             optimised=None if optimised is None else lambda: optimised(self.model, run_options),
             parameters=parameters,
             nbytes=nbytes,
+            tissue=lambda: self.dialect.tissue(self.model, run_options),
         )
 
 

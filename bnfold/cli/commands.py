@@ -180,7 +180,8 @@ def check(
         typer.Option("--verify-certificate", metavar="CERT.json", help="Verify a certificate (not in this version)."),
     ] = None,
     save_failure: Annotated[
-        Path | None, typer.Option("--save-failure", metavar="DIR", help="Keep the inputs of a failure here.")
+        Path | None,
+        typer.Option("--save-failure", metavar="DIR", help="Keep the inputs and the smallest part that fails here."),
     ] = None,
 ) -> Job:
     """Show whether two models are equivalent."""

@@ -218,7 +218,8 @@ class CheckFlags:
         _check("--level", help="static: no execution; full: a skipped layer is no verdict."),
     ] = "auto"
     save_failure: Annotated[
-        Path | None, _check("--save-failure", metavar="DIR", help="Keep the inputs of a failure here.")
+        Path | None,
+        _check("--save-failure", metavar="DIR", help="Keep the inputs and the smallest part that fails here."),
     ] = None
 
     def options(self) -> CheckOptions:

@@ -3,6 +3,7 @@
     L0  the interfaces are the same
     L1  every new number is what the original's stored numbers give           (folds with records only)
     L2  executed in float64, original and unrounded fold agree
+    L3  every place that differs, on its own and in the runtime, is about as far from float64 as the original's
     L4  in the runtime, the candidate is about as far from float64 as the original is
     L5  the runtime's own optimisations break neither
 
@@ -24,13 +25,18 @@ from bnfold.model import Runner
 from bnfold.outcome import FoldReport
 from bnfold.verify.certificate import derive
 from bnfold.verify.execution import Execution
+from bnfold.verify.forcing import between_decisions
 from bnfold.verify.licence import licence
+from bnfold.verify.local import Examined, examine
 from bnfold.verify.machines import Subject
 from bnfold.verify.meters import Tolerance
 from bnfold.verify.plan import CheckPlan, Level
 from bnfold.verify.result import Layer, Status, Verdict, Verification
 
 __all__ = ["CheckPlan", "Level", "Records", "Subject", "Tolerance", "check_export", "check_fold", "check_pair"]
+
+LOCALISING = "L0 L1 L3 L2 L4 L5"
+"""The layers in the order in which they know where a difference is."""
 
 CONSTANTS_LIMIT = 1e-6
 """A constant in float32 is off by up to 6e-8 of itself; a wrong operator by far more."""
@@ -61,7 +67,9 @@ def check_fold(
         licence(reference.signature, candidate.signature, plan.facts, exactly=True),
         derive(records.original, records.folded, records.report, seed=plan.probes.seed),
     ]
-    return _executed(layers, Execution.of(reference, candidate, unrounded, plan, strict=True))
+    execution = Execution.of(reference, candidate, unrounded, plan, strict=True)
+    execution.look_between = lambda: between_decisions(reference, candidate, execution)
+    return _executed(layers, execution, lambda: examine(reference, candidate, execution, records.report))
 
 
 def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPlan()) -> Verification:
@@ -70,7 +78,9 @@ def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPl
     The weights of the candidate may have been rounded, so a difference in float64 is told, not judged: L4 decides.
     """
     layers = [licence(reference.signature, candidate.signature, plan.facts, exactly=False)]
-    return _executed(layers, Execution.of(reference, candidate, candidate.exact, plan, strict=False))
+    execution = Execution.of(reference, candidate, candidate.exact, plan, strict=False)
+    execution.look_between = lambda: between_decisions(reference, candidate, execution)
+    return _executed(layers, execution, lambda: examine(reference, candidate, execution, None))
 
 
 def check_export(
@@ -96,16 +106,18 @@ def _not_asked() -> Runner:
     raise NoVerdict("only float64 is asked for")
 
 
-def _executed(layers: list[Layer], execution: Execution) -> Verification:
+def _executed(layers: list[Layer], execution: Execution, look_inside: Callable[[], Examined]) -> Verification:
     """Add the layers that execute, unless the level or the interfaces forbid it, and conclude."""
-    plan, obstacle = execution.plan, None
+    plan, obstacle, inside = execution.plan, None, None
     if plan.level != "static" and layers[0].status is not Status.FAIL:
         execution.run()
-        layers = [*layers, execution.semantic_layer(), execution.end_to_end_layer(), *execution.runtime_layers()]
+        inside = look_inside()
+        layers = [*layers, execution.semantic_layer(), inside.layer, execution.end_to_end_layer()]
+        layers += execution.runtime_layers()
         obstacle = execution.obstacle
-    verdict, sentence = conclude(layers, plan.level, obstacle)
+    verdict, sentence = conclude(layers, plan.level, obstacle, complete=inside is not None and inside.complete)
     if verdict is Verdict.FAILED and plan.save_failure and execution.ran:
-        _save(plan.save_failure, execution)
+        _save(plan.save_failure, execution, inside)
     return Verification(
         verdict,
         sentence,
@@ -118,12 +130,18 @@ def _executed(layers: list[Layer], execution: Execution) -> Verification:
     )
 
 
-def conclude(layers: Sequence[Layer], level: Level, obstacle: str | None = None) -> tuple[Verdict, str]:
-    """The verdict of some layers, in one sentence; an `obstacle` allows none but `failed`."""
+def conclude(
+    layers: Sequence[Layer], level: Level, obstacle: str | None = None, *, complete: bool = False
+) -> tuple[Verdict, str]:
+    """The verdict of some layers, in one sentence; an `obstacle` allows none but `failed`.
+
+    `complete` says that L3 compared every place where the models differ. Of several layers that fail, the one that says
+    best where speaks.
+    """
     by_name = {layer.layer: layer for layer in layers}
     skipped = [layer for layer in layers if layer.status is Status.SKIPPED]
     told = "; ".join(layer.because for layer in layers if layer.layer != "L0" and layer.status is not Status.SKIPPED)
-    for layer in layers:
+    for layer in sorted(layers, key=lambda each: LOCALISING.find(each.layer)):
         if layer.status is Status.FAIL:
             limit = "" if layer.limit is None else f" (limit {layer.limit:.3g})"
             return Verdict.FAILED, f"not equivalent, by {layer.layer}: {layer.because}{limit}"
@@ -134,7 +152,7 @@ def conclude(layers: Sequence[Layer], level: Level, obstacle: str | None = None)
     if _passed(by_name, "L1"):
         not_run = "".join(f"; {layer.layer} skipped: {layer.because}" for layer in skipped)
         return Verdict.PROVED, f"proved: {told}{not_run}"
-    if _passed(by_name, "L4", Status.WARN) or (_is_skipped(by_name, "L4") and _passed(by_name, "L2")):
+    if _passed(by_name, "L4", Status.WARN) or (_is_skipped(by_name, "L4") and (complete or _passed(by_name, "L2"))):
         return Verdict.VERIFIED, f"verified: {told}"
     reasons = "; ".join(f"{layer.layer}: {layer.because}" for layer in skipped) or "nothing was executed"
     return Verdict.NO_VERDICT, f"no verdict: {reasons}"
@@ -148,11 +166,13 @@ def _is_skipped(layers: dict[str, Layer], name: str) -> bool:
     return name in layers and layers[name].status is Status.SKIPPED
 
 
-def _save(folder: Path, execution: Execution) -> None:
-    """Keep the inputs that were run, one file each, in the form that `--data` reads."""
+def _save(folder: Path, execution: Execution, inside: Examined | None) -> None:
+    """Keep the inputs that were run, one file each, in the form that `--data` reads, and the part that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, probe in enumerate(execution.ran):
             np.savez(folder / f"{number:02}-{probe.family.replace(':', '-')}.npz", **probe.feeds)  # type: ignore[arg-type]
+        if inside is not None:
+            inside.save(folder / "part")
     except OSError as error:
         raise EnvironmentFailure(f"the inputs cannot be written to {folder}: {error.strerror}") from error

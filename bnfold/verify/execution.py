@@ -37,15 +37,18 @@ class Execution:
     strict: bool
     decides: bool
     note: str = ""
+    look_between: Callable[[], EndToEnd | None] = lambda: None
     no_inputs: str | None = None
     tuned: Tuned | None = None
     too_large: Mapping[str, str] = field(default_factory=dict)
+    probes: tuple[Probe, ...] = ()
     semantics: Semantics = field(default_factory=Semantics)
     ran: list[Probe] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ends = EndToEnd(self.plan.tolerance, loose_axes(self.exact.reference) if self.decides else {})
+        self.between: EndToEnd | None = None
 
     @classmethod
     def of(
@@ -74,7 +77,7 @@ class Execution:
         except NoVerdict as error:
             self.no_inputs = str(error)
             return
-        self.note = probes.note
+        self.note, self.probes = probes.note, probes.probes
         truths = [truth for probe in probes.probes if (truth := self._run_exact(probe)) is not None]
         release(self.exact, self.semantic)
         if "L4" not in self.too_large:
@@ -88,6 +91,15 @@ class Execution:
             if not self.actual.refusal:
                 raise
             return make_probes(signature, self.exact.accepts, self.plan.probes)
+
+    def first_feeds(self) -> Arrays:
+        """The first input; where nobody accepts any, the first that the interface allows. Raises `NoVerdict`."""
+        if "L2" in self.too_large:
+            raise NoVerdict(self.too_large["L2"], code="cannot-run")
+        if self.probes:
+            return self.probes[0].feeds
+        signature = with_inputs(self.exact.reference, self.plan.inputs)
+        return make_probes(signature, dict, self.plan.probes).probes[0].feeds
 
     def _accepts(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run in the runtime, and in float64 too where that is cheap: it may refuse sizes that the runtime takes."""
@@ -170,7 +182,10 @@ class Execution:
     def end_to_end_layer(self) -> Layer:
         """L4."""
         status, because = self._end_to_end_status()
-        return replace(ratio_layer("L4", status, because, self.plan, self.ends), elapsed_s=self._elapsed())
+        measured = replace(self.plan, tolerance=None) if self.between else self.plan
+        return replace(
+            ratio_layer("L4", status, because, measured, self.between or self.ends), elapsed_s=self._elapsed()
+        )
 
     def _elapsed(self) -> float:
         return self.actual.elapsed_s + self.candidate.elapsed_s
@@ -186,8 +201,17 @@ class Execution:
         if complaint is None:
             return Status.PASS, agreement(self.ends, self.plan, self.note)
         if self.decides and complaint[0] is Status.FAIL:
-            return Status.SKIPPED, f"{complaint[1]}; the model rounds or decides inside, so that says nothing"
+            return self._between_status(f"{complaint[1]}; the model rounds or decides inside, so that says nothing")
         return complaint
+
+    def _between_status(self, nothing: str) -> tuple[Status, str]:
+        """The judgement from stretch to stretch, where the model could be cut at its decisions."""
+        self.between = self.between or self.look_between()
+        if self.between is None:
+            return Status.SKIPPED, nothing
+        if complaint := worst_complaint(self.between, self.plan):
+            return complaint[0], f"from one decision to the next, {complaint[1]}"
+        return Status.PASS, agreement(self.between, self.plan, "from one decision to the next")
 
     def runtime_layers(self) -> list[Layer]:
         """L5, if the runtime has optimisations of its own."""
@@ -195,7 +219,6 @@ class Execution:
             return []
         if "L5" in self.too_large:
             return [Layer("L5", Status.SKIPPED, self.too_large["L5"])]
-        end_to_end = self._end_to_end_status()
-        if end_to_end[0] is Status.SKIPPED and not self.ends.compared:
-            return [Layer("L5", *end_to_end)]
+        if not self.ends.compared:
+            return [Layer("L5", *self._end_to_end_status())]
         return [self.tuned.layer(worst_complaint(self.ends, self.plan), self.plan, self.decides, self.strict)]

@@ -2,6 +2,7 @@
 
     run = float64_runner(as_float64(model))
     run({"x": images})["y"]
+    record(as_float64(model), {"x": images}, visit)        visit(name, value) for every value on the way
 
 `onnx.reference` walks the graph; the operators that it has wrong or slow come from `operators`. Give it a model whose
 tensors and types are float64: it computes with the dtypes that it finds.
@@ -9,7 +10,8 @@ tensors and types are float64: it computes with the dtypes that it finds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -20,14 +22,16 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import NoVerdict
 from bnfold.model import Arrays, Runner
-from bnfold.verify.operators import OPERATORS
+from bnfold.verify.operators import BEFORE_19, OPERATORS
 
 
 class _Evaluator(ReferenceEvaluator):
     """Uses `OPERATORS` in model-local functions too, to which the base class does not pass `new_ops` on."""
 
     def __init__(self, proto: Any, *args: Any, **options: Any) -> None:
-        super().__init__(proto, *args, **{**options, "new_ops": list(OPERATORS)})
+        standard = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=19)
+        operators = OPERATORS if standard >= 19 else (*OPERATORS, *BEFORE_19)
+        super().__init__(proto, *args, **{**options, "new_ops": list(operators)})
 
 
 def float64_runner(model: onnx.ModelProto | bytes, stored: Mapping[str, NDArray[Any]] = MappingProxyType({})) -> Runner:
@@ -53,6 +57,62 @@ def float64_runner(model: onnx.ModelProto | bytes, stored: Mapping[str, NDArray[
         return dict(zip(evaluator.output_names, map(np.asarray, results), strict=True))
 
     return run
+
+
+def record(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], visit: Callable[[str, Any], None]) -> None:
+    """Execute the main graph and show every value, inputs first; each is let go after its last reader.
+
+    Raises `NoVerdict` (code `cannot-run`) as `float64_runner` does, but only when it comes to what cannot run.
+    """
+    refusal: Exception | None = None
+    try:
+        try:
+            evaluator = _Evaluator(model)
+        except Exception as error:
+            evaluator, refusal = _Evaluator(_known_beginning(model)), error
+        with np.errstate(all="ignore"):
+            _walk(evaluator, {name: _as_double(value) for name, value in feeds.items()}, visit)
+    except Exception as error:
+        raise _cannot_run(error) from error
+    if refusal is not None:
+        raise _cannot_run(refusal) from refusal
+
+
+def _known_beginning(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without outputs, and without what comes from the first operator on that has no implementation."""
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+
+    def fails(count: int) -> bool:
+        del bare.graph.node[:]
+        bare.graph.node.extend(model.graph.node[:count])
+        try:
+            _Evaluator(bare)
+        except Exception:
+            return True
+        return False
+
+    known = bisect.bisect_left(range(1, len(model.graph.node) + 1), True, key=fails)
+    beginning = onnx.ModelProto()
+    beginning.CopyFrom(model)
+    del beginning.graph.node[known:], beginning.graph.output[:]
+    return beginning
+
+
+def _walk(evaluator: Any, feeds: Arrays, visit: Callable[[str, Any], None]) -> None:
+    values: dict[str, Any] = {"": None} | evaluator.rt_inits_ | feeds
+    captures = any(node.need_context() for node in evaluator.rt_nodes_)
+    last = {name: index for index, node in enumerate(evaluator.rt_nodes_) for name in node.input}
+    for name, value in feeds.items():
+        visit(name, value)
+    for index, node in enumerate(evaluator.rt_nodes_):
+        inputs = [values[name] for name in node.input]
+        results = node.run(*inputs, context=values) if node.need_context() else node.run(*inputs)
+        for name, value in zip(node.output, results, strict=False):
+            values[name] = value
+            visit(name, value)
+        for name in () if captures else (*node.input, *node.output):
+            if name and last.get(name, index) <= index:
+                values.pop(name, None)
 
 
 def _as_double(value: NDArray[Any]) -> NDArray[Any]:

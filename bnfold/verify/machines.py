@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import MissingDependency, NoVerdict
 from bnfold.model import Arrays, Port, Runner, Signature
+from bnfold.verify.anatomy import Tissue
 from bnfold.verify.inputs import numpy_dtype
 from bnfold.verify.licence import paired
 
@@ -26,8 +27,9 @@ class Subject:
     `exact` returns the model executed in float64, `actual` in the runtime with its own optimisations off, `optimised`
     with those that it has by default (None for a runtime that has none); or they raise `NoVerdict` or
     `MissingDependency`. `decides` says that the model rounds or decides inside (QuantizeLinear, TopK, ArgMax…), where
-    the smallest error may turn into a large one. `parameters` and `nbytes` are the floats that it stores, and the bytes
-    of all that it stores, by which the memory to execute it is estimated.
+    the smallest error may turn into a large one. `tissue` opens the model; without it there is no L3. `parameters` and
+    `nbytes` are the floats that it stores, and the bytes of all that it stores, by which the memory to execute it is
+    estimated.
     """
 
     signature: Signature
@@ -35,6 +37,7 @@ class Subject:
     actual: Callable[[], Runner]
     decides: bool = False
     optimised: Callable[[], Runner] | None = None
+    tissue: Callable[[], Tissue] | None = None
     parameters: int = 0
     nbytes: int = 0
 
@@ -62,7 +65,7 @@ class Machine:
         start = time.perf_counter()
         try:
             self._runner = self._runner or self.prepare()
-            results = self._runner(self._renamed(feeds))
+            results = self._runner(self.renamed(feeds))
         except (NoVerdict, MissingDependency) as error:
             if self.needed and isinstance(error, MissingDependency):
                 raise
@@ -72,7 +75,8 @@ class Machine:
             self.elapsed_s += time.perf_counter() - start
         return {mine.name: results[own.name] for mine, own in paired(self.reference.outputs, self.own.outputs)}
 
-    def _renamed(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    def renamed(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """The numbers by the names, and in the types, of the model's own inputs."""
         ports = paired(self.reference.inputs, self.own.inputs)
         return {own.name: feeds[mine.name].astype(numpy_dtype(own.dtype), copy=False) for mine, own in ports}
 

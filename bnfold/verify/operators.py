@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_25
 from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
 
 Array = NDArray[Any]
@@ -285,6 +286,10 @@ class GlobalMaxPool(OpRun):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+class DequantizeLinear(DequantizeLinear_25):
+    """The reference begins with opset 19; the older ones do the same with fewer types."""
+
+
 OPERATORS: tuple[type[OpRun], ...] = (
     BatchNormalization,
     LayerNormalization,
@@ -294,3 +299,6 @@ OPERATORS: tuple[type[OpRun], ...] = (
     AveragePool,
     GlobalMaxPool,
 )
+
+BEFORE_19: tuple[type[OpRun], ...] = (DequantizeLinear,)
+"""Operators that the reference lacks in older opsets."""

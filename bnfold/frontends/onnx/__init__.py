@@ -9,6 +9,7 @@ This package is the only one that imports onnx_ir. It never imports torch.
 """
 
 from bnfold.frontends.onnx import deferred  # noqa: F401  (before onnx_ir)
+from bnfold.frontends.onnx.cutting import Cutting, with_magnitudes
 from bnfold.frontends.onnx.evidence import evidence
 from bnfold.frontends.onnx.facts import facts, signature, size
 from bnfold.frontends.onnx.float64 import as_float64, in_parts
@@ -20,6 +21,7 @@ from bnfold.frontends.onnx.reading import from_bytes, from_proto, read
 from bnfold.frontends.onnx.writing import is_one_file, save, to_bytes, to_proto
 
 __all__ = [
+    "Cutting",
     "OnnxGraph",
     "annotate",
     "as_float64",
@@ -41,4 +43,5 @@ __all__ = [
     "tidy",
     "to_bytes",
     "to_proto",
+    "with_magnitudes",
 ]

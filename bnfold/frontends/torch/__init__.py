@@ -8,6 +8,7 @@ model = to_onnx(program)                         # unfolded ONNX, as an onnx_ir 
 
 from bnfold.frontends.torch.capture import capture, dynamic_axes, example_inputs, quiet
 from bnfold.frontends.torch.casting import as_exported, as_float32, as_float64, is_half, rounded_constants
+from bnfold.frontends.torch.cutting import Cutting
 from bnfold.frontends.torch.deciding import batch_statistics, decides
 from bnfold.frontends.torch.evidence import evidence
 from bnfold.frontends.torch.export import to_onnx
@@ -18,6 +19,7 @@ from bnfold.frontends.torch.program import fold_program
 from bnfold.frontends.torch.running import runner, signature
 
 __all__ = [
+    "Cutting",
     "as_exported",
     "as_float32",
     "as_float64",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -45,17 +46,40 @@ def runner(model: ExportedProgram | nn.Module, signature: Signature) -> Runner:
 
     def run(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         tensors = [to_tensor(arrays[port.name]) for port in signature.inputs]
-        try:
-            with torch.no_grad():
-                results = execute(tensors)
-        except Exception as error:  # what a model raises is of any class, and only tells that it does not run
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise NoVerdict(f"torch cannot run the model: {line[:200]}", code="cannot-run") from error
+        with refused(), torch.no_grad():
+            results = execute(tensors)
         outputs = [result for result in results if isinstance(result, Tensor)]
         names = [port.name for port in signature.outputs]
         return {name: to_array(output) for name, output in zip(names, outputs, strict=True)}
 
     return run
+
+
+def watched(
+    program: ExportedProgram, arrays: Mapping[str, NDArray[Any]], names: Set[str], visit: Callable[[str, Any], None]
+) -> None:
+    """Run a program and show the values of these names as arrays, as each is made. Raises as `runner` does."""
+
+    class Watching(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            result = super().run_node(node)
+            if node.name in names:
+                visit(node.name, to_array(result) if isinstance(result, Tensor) else np.asarray(result))
+            return result
+
+    tensors = [to_tensor(arrays[port.name]) for port in signature(program).inputs]
+    with refused(), torch.no_grad():
+        _program_call(program, Watching)(tensors)
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """What a model raises is of any class, and only tells that it does not run."""
+    try:
+        yield
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NoVerdict(f"torch cannot run the model: {line[:200]}", code="cannot-run") from error
 
 
 def to_array(tensor: Tensor) -> NDArray[Any]:
@@ -83,7 +107,7 @@ def _port(name: str, value: Tensor) -> Port:
     return Port(name, str(value.dtype).removeprefix("torch."), shape)
 
 
-def _program_call(program: ExportedProgram) -> Any:
+def _program_call(program: ExportedProgram, interpreter: type[fx.Interpreter] = fx.Interpreter) -> Any:
     """The flat graph of a program as a function of its tensor inputs, without the guards of its Python signature."""
     module = program.graph_module
     placeholders = module.graph.find_nodes(op="placeholder")
@@ -93,7 +117,7 @@ def _program_call(program: ExportedProgram) -> Any:
 
     def execute(tensors: list[Tensor]) -> list[Any]:
         given = iter(tensors)
-        results = fx.Interpreter(module).run(*(_argument(node, specs[node], given, written, stored) for node in specs))
+        results = interpreter(module).run(*(_argument(node, specs[node], given, written, stored) for node in specs))
         kinds = [spec.kind for spec in program.graph_signature.output_specs]
         return [value for value, kind in zip(results, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
 

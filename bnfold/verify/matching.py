@@ -1,0 +1,70 @@
+"""Which value of one model is which of another: told by what they hold on the same input, not by what they are called.
+
+    match(reference.sketches, candidate.sketches)     {name in the reference: name in the candidate}
+
+Whoever folds renames values, and reuses names: a convolution that took in a batch norm may make a value of its own old
+name, of that of the batch norm, or of a third. A name whose contents differ is no match.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from bnfold.verify.sketch import Sketch
+
+EQUAL = 1e-3
+"""Above what rounding does to a value, and below what a mistake worth the name does to a whole tensor."""
+
+SIMILAR = 0.7
+"""Two values without anything in common differ by √2 of their size."""
+
+Sketches = Mapping[str, Sketch]
+
+
+def match(reference: Sketches, candidate: Sketches, given: Mapping[str, str] = {}) -> dict[str, str]:
+    """Pairs of equal values in topological order of the reference, each value in one pair. `given` are pairs already.
+
+    Of several equal values those of one name are paired, then the last with the last: where one model has an operator
+    more that did nothing to this input, both values are taken behind it.
+    """
+    found = dict(given)
+    found |= _named(reference, candidate, found)
+    by_shape = defaultdict(list)
+    for name, sketch in candidate.items():
+        if sketch.tells and name not in set(found.values()):
+            by_shape[sketch.shape].append(name)
+    for name, sketch in reversed(list(reference.items())):
+        if name in found or not sketch.tells:
+            continue
+        others = by_shape[sketch.shape]
+        equal = next((other for other in reversed(others) if sketch.difference(candidate[other]) <= EQUAL), None)
+        if equal is not None:
+            found[name] = equal
+            others.remove(equal)
+    return {name: found[name] for name in reference if name in found}
+
+
+def _named(reference: Sketches, candidate: Sketches, found: Mapping[str, str]) -> dict[str, str]:
+    taken = set(found.values())
+    return {
+        name: name
+        for name, sketch in reference.items()
+        if name not in found and name in candidate and name not in taken
+        if sketch.tells and candidate[name].tells and sketch.difference(candidate[name]) <= EQUAL
+    }
+
+
+def similar(reference: Sketches, candidate: Sketches, mine: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Values that may be meant to be equal, nearest first served, in order of the reference.
+
+    To find where two models part, once it is known that they do.
+    """
+    free = list(others)
+    gaps = [(reference[name].difference(candidate[other]), name, other) for name in mine for other in free]
+    found: dict[str, str] = {}
+    for gap, name, other in sorted(gaps):
+        if gap <= SIMILAR and name not in found and other in free:
+            found[name] = other
+            free.remove(other)
+    return {name: found[name] for name in reference if name in found}

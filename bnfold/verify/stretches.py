@@ -1,0 +1,175 @@
+"""Two models cut at the values that they have in common, and each piece run on the same numbers.
+
+    both = Both.of(reference, candidate, feeds)
+    stretch = both.stretch(both.matches, ("relu", "relu_out"))
+    stretch.same or both.noises(stretch, seed=0)
+
+A stretch starts from the same numbers on both sides, so its error is its own, whatever is wrong before it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnfold.errors import NoVerdict
+from bnfold.model import Arrays
+from bnfold.verify.anatomy import Anatomy, Part, Piece, Tissue
+from bnfold.verify.inputs import numpy_dtype
+from bnfold.verify.matching import match
+from bnfold.verify.meters import EPSILONS
+from bnfold.verify.noise import FEWEST, Noise
+
+MOST_DRAWS = 32
+MOST_NUMBERS = 1 << 24
+"""How many values a stretch may compute over all its samples; a stretch always gets one sample."""
+
+Pair = tuple[str, str]
+"""A value of the reference and one of the candidate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """The same piece of both models: `reads` are the inputs of both, by the names in reference and candidate; `uneven`
+    those that only one of them reads."""
+
+    before: Piece
+    after: Piece
+    reads: Mapping[str, str]
+    uneven: frozenset[str]
+
+    @property
+    def end(self) -> Pair:
+        return self.before.output, self.after.output
+
+    @property
+    def same(self) -> bool:
+        """Whether both do the same with the same stored numbers, so that there is nothing to run."""
+        return self.before.digest == self.after.digest
+
+    def __str__(self) -> str:
+        return str(self.before)
+
+
+@dataclass(frozen=True, eq=False)
+class Both:
+    """A reference and a candidate on one input, and which value of the one is which of the other."""
+
+    reference: Anatomy
+    candidate: Anatomy
+    matches: Mapping[str, str]
+    ports: Mapping[str, str]
+
+    @classmethod
+    def of(cls, reference: Tissue, candidate: Tissue, ports: Mapping[str, str], feeds: tuple[Arrays, Arrays]) -> Both:
+        """`ports` are the inputs by their names in both, `feeds` their numbers for both.
+
+        Raises `NoVerdict` where a model cannot be executed in float64.
+        """
+        first = Anatomy.of(reference, feeds[0])
+        second = Anatomy.of(candidate, feeds[1], keep=False)
+        given = {mine: other for mine, other in ports.items() if mine in first.sketches}
+        return cls(first, second, match(first.sketches, second.sketches, given), ports)
+
+    def ends(self, results: Sequence[Pair]) -> list[Pair]:
+        """Where stretches end: at matched values that are computed, and at the results of the models."""
+        matched = [pair for pair in self.matches.items() if pair[0] in self.reference.makers]
+        return list(dict.fromkeys([*matched, *results]))
+
+    def stretch(self, cuts: Mapping[str, str], end: Pair) -> Stretch:
+        """From the nearest cuts before `end`. Raises `NoVerdict` where a model reads what nothing makes.
+
+        Where one model goes round a cut that the other goes through, it is none: the two would start from numbers that
+        do not belong together. Unless one of them reads what the other has no use for at all: a branch is missing.
+        """
+        cuts = {**cuts, **self.ports}
+        first = found = self._between(cuts, end)
+        while uneven := found.uneven - self.ports.keys():
+            cuts = {mine: other for mine, other in cuts.items() if mine not in uneven}
+            found = self._between(cuts, end)
+        return first if found.uneven else found
+
+    def _between(self, cuts: Mapping[str, str], end: Pair) -> Stretch:
+        names = {other: mine for mine, other in cuts.items()}
+        before = self.reference.piece({mine: mine for mine in cuts}, end[0])
+        after = self.candidate.piece(names, end[1])
+        if unknown := {*before.inputs} - cuts.keys() | {*after.inputs} - names.keys():
+            raise NoVerdict(f"nothing makes {min(unknown)}", code="cannot-run")
+        theirs = {names[name] for name in after.inputs}
+        reads = {name: cuts[name] for name in sorted({*before.inputs, *theirs})}
+        return Stretch(before, after, reads, frozenset(theirs.symmetric_difference(before.inputs)))
+
+    def parts(self, stretch: Stretch) -> tuple[Part, Part]:
+        return self.reference.part(stretch.before), self.candidate.part(stretch.after)
+
+    def natural(self, stretch: Stretch) -> Arrays | None:
+        """What the stretch read when the reference was recorded; None where that was too much to keep."""
+        found = {name: self._recorded(name) for name in stretch.reads}
+        known = {name: value for name, value in found.items() if value is not None}
+        return known if len(known) == len(found) else None
+
+    def _recorded(self, name: str) -> Any:
+        return self.reference.kept.get(
+            name, None if name in self.reference.sketches else self.reference.feeds.get(name)
+        )
+
+    def drawn(self, stretch: Stretch, seed: int) -> Iterator[Arrays]:
+        """Dense numbers of the size that the recorded ones had, as often as the result needs samples."""
+        for turn in range(self._draws(stretch)):
+            yield {name: self._draw(name, [seed, turn, zlib.crc32(name.encode())]) for name in sorted(stretch.reads)}
+
+    def _draw(self, name: str, seed: list[int]) -> Any:
+        if name not in self.reference.sketches:
+            return self.reference.feeds[name]
+        drawn = self.reference.sketches[name].draw(np.random.default_rng(seed))
+        return drawn.astype(numpy_dtype(self.reference.tissue.floats[name]))
+
+    def _draws(self, stretch: Stretch) -> int:
+        shape = self.reference.shape(stretch.before.output)
+        samples = min((prod(shape) // size for size in shape[1:] if size > 1), default=prod(shape))
+        wanted = -(-FEWEST // max(samples, 1))
+        made = [output for step in stretch.before.steps for output in step.outputs]
+        numbers = sum(prod(self.reference.sketches[name].shape) for name in made if name in self.reference.sketches)
+        return max(1, min(wanted, MOST_DRAWS, MOST_NUMBERS // max(numbers, 1)))
+
+    def noises(self, stretch: Stretch, seed: int) -> list[Noise]:
+        """The noise on natural and on dense numbers. Raises `NoVerdict` where one of both parts cannot run."""
+        natural = self.natural(stretch)
+        first, second = self.parts(stretch)
+        exact, before, after = first.exact(), first.actual(), second.actual()
+        dtype = max(
+            (self.reference.tissue.floats[stretch.before.output], self.candidate.tissue.floats[stretch.after.output]),
+            key=lambda name: EPSILONS[name],
+        )
+        found = []
+        for samples in ([] if natural is None else [natural], self.drawn(stretch, seed)):
+            noise = Noise(dtype)
+            for feeds in samples:
+                mine = {name: feeds[name] for name in stretch.before.inputs}
+                truth, seen = exact(mine)[stretch.before.output], before(mine)[stretch.before.output]
+                noise.add(truth, seen, after(self.translated(stretch, feeds))[stretch.after.output])
+            found.append(noise)
+        return found
+
+    def translated(self, stretch: Stretch, feeds: Mapping[str, Any]) -> Arrays:
+        """The numbers by the names, and in the types, of the candidate."""
+        floats = self.candidate.tissue.floats
+        renamed = {other: feeds[mine] for mine, other in stretch.reads.items() if other in stretch.after.inputs}
+        return {
+            name: value.astype(numpy_dtype(floats[name])) if name in floats else value
+            for name, value in renamed.items()
+        }
+
+    def save(self, stretch: Stretch, folder: Path) -> None:
+        """Both parts, each in the format of its model, and what they read, by the names of the reference."""
+        first, second = self.parts(stretch)
+        first.store(folder / f"reference-part{self.reference.tissue.suffix}")
+        second.store(folder / f"candidate-part{self.candidate.tissue.suffix}")
+        numbers = self.natural(stretch)
+        np.savez(folder / "part-inputs.npz", **(numbers or next(self.drawn(stretch, 0))))  # type: ignore[arg-type]
