@@ -250,7 +250,7 @@ def test_a_fold_names_the_affine_and_the_channel() -> None:
     failed = layer(found, "L3")
     assert (failed.affine, failed.channel) == ("b1_node", 5)
     assert failed.status is Status.FAIL
-    assert [each.layer for each in found.layers] == ["L0", "L1", "L2", "L3", "L4"]
+    assert [each.layer for each in found.layers] == ["L0", "L1", "L2", "L3", "L4", "L5"]
 
 
 def test_the_smallest_part_that_fails_is_saved_and_fails_alone(tmp_path: Path) -> None:

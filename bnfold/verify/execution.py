@@ -211,7 +211,7 @@ class Execution:
             return Status.SKIPPED, nothing
         if complaint := worst_complaint(self.between, self.plan):
             return complaint[0], f"from one decision to the next, {complaint[1]}"
-        return Status.PASS, agreement(self.between, self.plan, "from one decision to the next")
+        return Status.PASS, f"from one decision to the next, {agreement(self.between, self.plan, self.note)}"
 
     def runtime_layers(self) -> list[Layer]:
         """L5, if the runtime has optimisations of its own."""
