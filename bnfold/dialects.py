@@ -16,7 +16,7 @@ from typing import Any
 
 from bnfold import saving
 from bnfold.errors import Rejected, UsageError
-from bnfold.evidence import Evidence
+from bnfold.evidence import Contents, Evidence
 from bnfold.folding import FoldOptions
 from bnfold.model import ModelFacts, Runner, Signature
 from bnfold.outcome import FoldReport
@@ -27,7 +27,8 @@ from bnfold.run import RunOptions
 class Dialect:
     """What bnfold does with a model of one kind. Nothing here changes the model that is passed in.
 
-    `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
+    `fold` gives a folded clone and its report; `evidence` reads what is stored, and `contents` every node, on another
+    path than the one that folds; `complaint` is what the checker of the format has against a model;
     `identity` lists what a fold must keep (versions, metadata); `decides` says that the model rounds or decides inside;
     `as_float64` is the model with every floating-point tensor in double, and `exact` executes it so (the `executor`);
     `actual` executes the model as it is in the `runtime`, graph optimisations off; `annotate` is the model with a note
@@ -43,6 +44,8 @@ class Dialect:
     facts: Callable[[Any], ModelFacts]
     signature: Callable[[Any], Signature]
     evidence: Callable[[Any], Evidence]
+    contents: Callable[[Any], Contents]
+    complaint: Callable[[Any], str | None]
     identity: Callable[[Any], list[str]]
     decides: Callable[[Any], bool]
     as_float64: Callable[[Any], Any]
@@ -88,6 +91,8 @@ def onnx_dialect() -> Dialect:
         facts=onnx.facts,
         signature=onnx.signature,
         evidence=onnx.evidence,
+        contents=onnx.contents,
+        complaint=onnx.complaint,
         identity=onnx.identity,
         decides=onnx.decides,
         as_float64=onnx.as_float64,
@@ -111,6 +116,8 @@ def torch_dialect() -> Dialect:
         facts=torch.facts,
         signature=torch.signature,
         evidence=torch.evidence,
+        contents=torch.contents,
+        complaint=lambda program: None,
         identity=lambda program: [],
         decides=torch.decides,
         as_float64=torch.as_float64,

@@ -55,13 +55,20 @@ def check_folded(
     def unrounded() -> Runner:
         return dialect.exact(dialect.fold(dialect.as_float64(original.model), fold_options)[0])
 
-    records = Records(dialect.evidence(original.model), dialect.evidence(folded.model), report)
+    records = records_of(original, folded, report)
     plan = plan_of(dialect, run_options, check)
     plan = replace(plan, facts=(dialect.identity(original.model), dialect.identity(folded.model)))
     result = check_fold(original.subject(run_options), folded.subject(run_options), unrounded, records, plan)
     if source is None or not result.passed or check.level == "static":
         return result
     return _with_export(result, check_export(source.subject(run_options), original.subject(run_options), plan))
+
+
+def records_of(original: Side, folded: Side, report: FoldReport) -> Records:
+    """What both models hold, beside what the fold says of it."""
+    dialect, models = original.dialect, (original.model, folded.model)
+    (first, second), (before, after) = map(dialect.evidence, models), map(dialect.contents, models)
+    return Records(first, second, report, before, after, (dialect.complaint(models[0]), dialect.complaint(models[1])))
 
 
 def _with_export(fold: Verification, export: Layer) -> Verification:
