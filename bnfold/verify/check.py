@@ -72,11 +72,18 @@ def static_layers(
     reference: Signature, candidate: Signature, records: Records, facts: tuple[Sequence[str], Sequence[str]], seed: int
 ) -> list[Layer]:
     """L0 and L1 of a fold: nothing is executed."""
-    interfaces = licence(reference, candidate, facts, exactly=True)
     return [
-        unchanged(interfaces, records.structure(), records.complaints),
+        licence_of(reference, candidate, records, facts),
         derive(records.original, records.folded, records.report, seed=seed),
     ]
+
+
+def licence_of(
+    reference: Signature, candidate: Signature, records: Records, facts: tuple[Sequence[str], Sequence[str]]
+) -> Layer:
+    """L0 of a fold: the interfaces, and every node that the records do not name."""
+    interfaces = licence(reference, candidate, facts, exactly=True)
+    return unchanged(interfaces, records.structure(), records.complaints)
 
 
 def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPlan()) -> Verification:

@@ -1,7 +1,7 @@
 """L0: what nobody may notice has not changed.
 
-    licence(reference, candidate, facts, exactly=True)     names, types and shapes of inputs and outputs, further facts
-    unchanged(layer, structure, complaints)                and, for a fold with records, every node that they do not name
+licence(reference, candidate, facts, exactly=True)     names, types and shapes of inputs and outputs, further facts
+unchanged(layer, structure, complaints)                and, for a fold with records, every node that they do not name
 """
 
 from __future__ import annotations

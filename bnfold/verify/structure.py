@@ -203,9 +203,9 @@ class Structure:
     def _reads(self, name: str, port: str, operation: Operation, first: Read, second: Read) -> Iterator[Complaint]:
         linear = self._added.get(name) or self.story.biases.get(name, name)
         is_parameter = operation.data is not None and port != operation.data
-        if is_parameter and linear in self.original.linears and linear in self.folded.linears:
-            if linear in self.story.written or not isinstance(first, Held):
-                return  # L1 derives it, or compares what it computes
+        derived = linear in self.original.linears and linear in self.folded.linears
+        if is_parameter and derived and (linear in self.story.written or not isinstance(first, Held)):
+            return  # L1 derives it, or compares what it computes
         same = self._are_same(self._through(first), self._now(second))
         if not same and isinstance(first, Held) and isinstance(second, Held):
             yield Complaint(Status.FAIL, f"a constant that {name} reads changed: {first.name or second.name}")
@@ -299,7 +299,7 @@ class Structure:
         return self._behind_idle(wire, operation)
 
     def _behind_idle(self, wire: Wire, operation: Operation) -> Read:
-        """Past two moves that undo each other, and past the product of a batch norm that is spelt as product and sum."""
+        """Past two moves that undo each other, and past the product of a batch norm spelt as product and sum."""
         if operation.data is None:
             return wire
         if wire.node in self._halves:
@@ -329,9 +329,7 @@ class Structure:
         for places in trees.values():
             present = {read.node for _, read in places if isinstance(read, Wire)}
             self._dropped |= {
-                place
-                for place, read in places
-                if isinstance(read, Wire) and self.story.moved.get(read.node) in present
+                place for place, read in places if isinstance(read, Wire) and self.story.moved.get(read.node) in present
             }
         for places in trees.values():
             for host, count in self.story.lone:
@@ -356,9 +354,10 @@ class Structure:
         for port, read in self.before.operations[name].reads.items():
             inner = self._short(read)
             operation = self.before.operations.get(inner.node) if isinstance(inner, Wire) else None
-            if isinstance(inner, Wire) and operation is not None and operation.adds:
-                if all((inner.node, each) in self._dropped for each in operation.reads):
-                    self._dropped.add((name, port))
+            if not isinstance(inner, Wire) or operation is None or not operation.adds:
+                continue
+            if all((inner.node, each) in self._dropped for each in operation.reads):
+                self._dropped.add((name, port))
 
     def _places(self, name: str, seen: set[str]) -> Iterator[tuple[Place, Read]]:
         """Every term of a sum and of the sums in it: where it stands and what it is."""

@@ -28,7 +28,11 @@ def _light(model: ir.Model) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is not None and tensor.size > SMALL:
             del graph.initializers[name]
-            value.const_value, value.type, value.shape = None, ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+            value.const_value, value.type, value.shape = (
+                None,
+                ir.TensorType(tensor.dtype),
+                ir.Shape(tensor.shape.numpy()),
+            )
             if not value.is_graph_input():
                 graph.inputs.append(value)
     small = [(str(name), value.const_value) for name, value in graph.initializers.items()]
