@@ -333,7 +333,7 @@ class Structure:
             }
         for places in trees.values():
             for host, count in self.story.lone:
-                if any(isinstance(read, Wire) and read.node == host for _, read in places):
+                if host in self.before.operations and Wire(host) in [read for _, read in places]:
                     self._drop_value(host, count, places)
         for name in sums:
             self._drop_empty(name)
@@ -341,11 +341,9 @@ class Structure:
 
     def _drop_value(self, host: str, count: int, places: Sequence[tuple[Place, Read]]) -> None:
         """The value that the host reads, where it is added to it."""
-        self._known.clear()
-        data = self._data_of(host)
-        merged = self.story.hosts | self.story.moved.keys()
-        values = [(place, read) for place, read in places if not (isinstance(read, Wire) and read.node in merged)]
-        same = [place for place, read in values if self._are_same(self._through(read), data)]
+        operation = self.before.operations[host]
+        data = self._short(operation.reads.get(operation.data or ""), past_sums=True)
+        same = [place for place, read in places if self._are_same(self._short(read, past_sums=True), data)]
         left = [place for place in same if place not in self._dropped]
         self._dropped |= set(left[: max(0, count - len(same) + len(left))])
 
@@ -374,12 +372,15 @@ class Structure:
                 if isinstance(short, Wire) and operation is not None and operation.adds:
                     waiting.append(short.node)
 
-    def _short(self, read: Read) -> Read:
-        """A value behind affines and idle nodes that are gone, but no further than a merged operator or a sum."""
+    def _short(self, read: Read, *, past_sums: bool = False) -> Read:
+        """A value behind affines and idle nodes that are gone, but no further than a merged operator, or a sum unless
+        it has one term left."""
         while isinstance(read, Wire) and not read.given:
-            operation = self.before.operations.get(read.node)
-            if read.node in self.story.hosts or read.node in self.story.moved or operation is None or operation.adds:
+            operation, linear = self.before.operations.get(read.node), self.story.biases.get(read.node, read.node)
+            if operation is None or (operation.adds and not past_sums):
                 break
+            if linear in self.story.hosts or linear in self.story.moved:
+                return Wire(linear)
             behind = self._behind(read)
             if behind == read:
                 break

@@ -14,14 +14,20 @@ from bnfold.frontends.onnx.reading import outline
 def complaint(model: ir.Model) -> str | None:
     """The first line of what the checker has against a model, types and shapes that it claims included; None where it
     has nothing. Large tensors become inputs of their type and shape."""
+    proto = ir.to_proto(_light(model))
+    checked = outline(proto)
     try:
-        onnx.checker.check_model(_light(model), full_check=True)
+        onnx.checker.check_model(checked)
+        del checked.graph.input[:], checked.graph.output[:]
+        for name in ("input", "output", "value_info", "initializer"):
+            getattr(checked.graph, name).extend(getattr(proto.graph, name))
+        onnx.shape_inference.infer_shapes(checked, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return str(error).strip().splitlines()[0].rstrip(".")
     return None
 
 
-def _light(model: ir.Model) -> onnx.ModelProto:
+def _light(model: ir.Model) -> ir.Model:
     light = model.clone()
     graph = light.graph
     for name, value in list(graph.initializers.items()):
@@ -35,16 +41,4 @@ def _light(model: ir.Model) -> onnx.ModelProto:
             )
             if not value.is_graph_input():
                 graph.inputs.append(value)
-    small = [(str(name), value.const_value) for name, value in graph.initializers.items()]
-    proto = outline(ir.to_proto(light))
-    declared = {name for name, _ in small}
-    kept = [info for info in proto.graph.input if info.name not in declared or info.name in _given(light)]
-    del proto.graph.input[:]
-    proto.graph.input.extend(kept)
-    proto.graph.initializer.extend(ir.serde.serialize_tensor(tensor) for _, tensor in small if tensor is not None)
-    proto.graph.value_info.extend(ir.to_proto(light).graph.value_info)
-    return proto
-
-
-def _given(model: ir.Model) -> set[str]:
-    return {str(value.name) for value in model.graph.inputs}
+    return light
