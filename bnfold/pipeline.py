@@ -22,6 +22,7 @@ from bnfold.loading.suggestions import command
 from bnfold.outcome import FoldReport
 from bnfold.programs import as_program
 from bnfold.reports.findings import findings
+from bnfold.reports.ranges import ranges
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_folded, check_models, derived_again, enforce, plan_of
 from bnfold.verify.compare import Tolerance
@@ -382,7 +383,9 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
         run.before = dialect.facts(model)
         folded, run.fold = dialect.fold(model, options)
         run.after = dialect.facts(folded)
-        run.findings += findings(dialect.evidence(model), dialect.evidence(folded), run.fold)
+        stored = dialect.evidence(model), dialect.evidence(folded)
+        run.findings += findings(*stored, run.fold)
+        run.ranges = ranges(*stored, run.fold)
     for copied in run.fold.copies:
         takers = ", ".join(site.module or site.name for site in copied.operators)
         run.warn("copied-weight", f"a shared weight is copied for {takers}: {copied.nbytes} bytes more")
