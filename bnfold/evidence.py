@@ -140,7 +140,8 @@ class Operation:
 class Contents:
     """A whole model as it stands, by the names of its nodes, so that nothing can change unseen.
 
-    Nodes that only hold a tensor or do nothing (Identity) are not listed: who reads them reads what is behind them.
+    Nodes that only hold a tensor or do nothing (Identity) are not listed: who reads them reads what is behind them. The
+    latter are named in `idle`.
     `results` are what the model and every body and function in it give out; `defaults` are stored tensors that a caller
     may override, and those that a program writes, by name.
     """
@@ -148,3 +149,4 @@ class Contents:
     operations: Mapping[str, Operation]
     results: Mapping[str, tuple[Read, ...]]
     defaults: Mapping[str, Tensor] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()

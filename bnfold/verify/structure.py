@@ -122,7 +122,7 @@ class Structure:
             elif outcome.folded and outcome.axis is None and (outcome.channels or 0) > 1 and outcome.into:
                 yield Complaint(Status.FAIL, f"the record of {name} does not say which axis its channels are on", name)
             for crossed in outcome.via:
-                if crossed.name not in self.before.operations:
+                if crossed.name not in self.before.operations and crossed.name not in self.before.idle:
                     yield Complaint(Status.FAIL, f"{name} went by {crossed.name}, which is not in the original", name)
         recorded = self.story.affines | self.story.lowered.keys() | self.story.biases.keys() | self.original.unread
         for name in sorted((self.original.norms.keys() | self.original.affines.keys()) - recorded):
@@ -206,12 +206,36 @@ class Structure:
         derived = linear in self.original.linears and linear in self.folded.linears
         if is_parameter and derived and (linear in self.story.written or not isinstance(first, Held)):
             return  # L1 derives it, or compares what it computes
+        if name in self._weights and isinstance(first, Held) and isinstance(second, Held):
+            return  # L1 derives what is computed from it
         same = self._are_same(self._through(first), self._now(second))
         if not same and isinstance(first, Held) and isinstance(second, Held):
             yield Complaint(Status.FAIL, f"a constant that {name} reads changed: {first.name or second.name}")
         elif not same:
             found, wanted = (_words(each) for each in (self._now(second), self._through(first)))
             yield Complaint(Status.FAIL, f"{name} reads {found} instead of {wanted}")
+
+    @cached_property
+    def _weights(self) -> frozenset[str]:
+        """What is computed from stored tensors alone, for operators alone that the records say were written."""
+        fixed: set[str] = set()
+        readers: dict[str, list[Place]] = {}
+        for name, operation in self.after.operations.items():
+            wires = [(port, read) for port, read in operation.reads.items() if isinstance(read, Wire)]
+            if operation.reads and all(not read.given and read.node in fixed for _, read in wires):
+                fixed.add(name)
+            for port, read in wires:
+                readers.setdefault(read.node, []).append((name, port))
+        given = {read.node for results in self.after.results.values() for read in results if isinstance(read, Wire)}
+        fixed, found = fixed - given, set[str]()
+        for name in reversed(list(self.after.operations)):
+            if name in fixed and all(r in found or self._is_weight(r, port) for r, port in readers.get(name, ())):
+                found.add(name)
+        return frozenset(found & readers.keys())
+
+    def _is_weight(self, name: str, port: str) -> bool:
+        written = name in self.story.written and name in self.original.linears and name in self.folded.linears
+        return written and port != self.after.operations[name].data
 
     def _lowered(self) -> Iterator[Complaint]:
         """What a batch norm became reads what the batch norm read, one node behind the other."""

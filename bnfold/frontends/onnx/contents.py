@@ -34,7 +34,8 @@ def contents(model: ir.Model) -> Contents:
         for value in graph.inputs
         if value.const_value is not None and model.ir_version >= 4
     }
-    return Contents(operations, results, defaults)
+    idle = frozenset(name for node, name in reader.names.items() if reader.is_seen_through(node))
+    return Contents(operations, results, defaults, idle)
 
 
 class _Reader:

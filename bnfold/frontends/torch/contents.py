@@ -35,7 +35,8 @@ def contents(program: ExportedProgram) -> Contents:
     reader = _Reader(program)
     calls = [node for node in program.graph.nodes if node.op in ("call_function", "get_attr")]
     operations = {node.name: reader.operation(node) for node in calls if not reader.is_seen_through(node)}
-    return Contents(operations, dict(reader.results()), reader.defaults)
+    idle = frozenset(node.name for node in calls if reader.is_seen_through(node))
+    return Contents(operations, dict(reader.results()), reader.defaults, idle)
 
 
 class _Reader:
