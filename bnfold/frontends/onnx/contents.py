@@ -119,7 +119,7 @@ class _Reader:
                     maker is not None
                     and walking.is_standard(maker, *COMPUTED)
                     and bool(maker.inputs)
-                    and all(self._is_fixed(each) for each in maker.inputs)
+                    and all(map(self._is_fixed, maker.inputs[: 1 if maker.op_type == "CastLike" else None]))
                 )
             )
         return self._fixed[value]
