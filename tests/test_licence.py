@@ -262,3 +262,18 @@ def test_what_does_nothing_is_seen_through() -> None:
     operations = frontend.contents(frontend.from_proto(training.model({"x": (1, 3)}))).operations
     assert operations.keys() == {"dropped_node"}
     assert isinstance(operations["dropped_node"].reads["2"], Held)
+
+
+def test_a_parameter_that_is_not_known_is_a_warning_not_a_difference() -> None:
+    """A bias that depends on the size of the data: no certificate, but no alarm either."""
+    net = Net()
+    size = net.node("Gather", [net.node("Shape", ["x"], "shape"), net.integers("second", 1)], "size")
+    bias = net.node("Expand", [net.constant("zero", np.zeros(1)), size], "spread")
+    net.batch_norm(net.node("Conv", ["x", net.constant("w", net.numbers(3, 3, 1, 1)), bias], "conv"), 3)
+    original = frontend.from_proto(net.model({"x": (1, 3, 5, 5)}))
+    folded, report = frontend.fold_model(original)
+    assert report.folded == 1
+    found = complaints(frontend, original, folded, report)
+    assert found
+    assert {each.status for each in found} == {Status.WARN}
+    assert "parameters of conv_node are not known" in found[0].because
