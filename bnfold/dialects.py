@@ -18,7 +18,7 @@ from typing import Any
 
 from bnfold import saving
 from bnfold.errors import Rejected, UsageError
-from bnfold.evidence import Evidence
+from bnfold.evidence import Contents, Evidence
 from bnfold.folding import FoldOptions
 from bnfold.model import ModelFacts, Runner, Signature
 from bnfold.outcome import FoldReport
@@ -30,14 +30,15 @@ from bnfold.verify.anatomy import Part, Tissue
 class Dialect:
     """What bnfold does with a model of one kind. Nothing here changes the model that is passed in.
 
-    `fold` gives a folded clone and its report; `evidence` reads what is stored on another path than the one that folds;
-    `size` counts the floats that are stored, and the bytes of all tensors; `identity` lists what a fold must keep
-    (versions, metadata); `decides` says that the model rounds or decides inside; `as_float64` is the model with every
-    floating-point tensor in double, and `exact` executes it so (the `executor`); `exact_as_exported` does with scalars
-    as ONNX stores them, and `rounded_constants` names the operators of which an export has other constants; `actual`
-    executes the model as it is in the `runtime`, graph optimisations off, and `optimised` with those that the runtime
-    has by default (None: it has none); `tissue` takes it apart (its parts run the same ways); `annotate` is the model
-    with a note of what was folded; `write` saves atomically and returns the files.
+    `fold` gives a folded clone and its report; `evidence` reads what is stored, and `contents` every node, on another
+    path than the one that folds; `complaint` is what the checker of the format has against a model; `size` counts the
+    floats that are stored, and the bytes of all tensors; `identity` lists what a fold must keep (versions, metadata);
+    `decides` says that the model rounds or decides inside; `as_float64` is the model with every floating-point tensor
+    in double, and `exact` executes it so (the `executor`); `exact_as_exported` does with scalars as ONNX stores them,
+    and `rounded_constants` names the operators of which an export has other constants; `actual` executes the model as
+    it is in the `runtime`, graph optimisations off, and `optimised` with those that the runtime has by default (None:
+    it has none); `tissue` takes it apart (its parts run the same ways); `annotate` is the model with a note of what was
+    folded; `write` saves atomically and returns the files.
     """
 
     kind: str
@@ -49,6 +50,8 @@ class Dialect:
     size: Callable[[Any], tuple[int, int]]
     signature: Callable[[Any], Signature]
     evidence: Callable[[Any], Evidence]
+    contents: Callable[[Any], Contents]
+    complaint: Callable[[Any], str | None]
     identity: Callable[[Any], list[str]]
     decides: Callable[[Any], bool]
     as_float64: Callable[[Any], Any]
@@ -135,6 +138,8 @@ def onnx_dialect() -> Dialect:
         size=onnx.size,
         signature=onnx.signature,
         evidence=onnx.evidence,
+        contents=onnx.contents,
+        complaint=onnx.complaint,
         identity=onnx.identity,
         decides=onnx.decides,
         as_float64=onnx.as_float64,
@@ -186,6 +191,8 @@ def torch_dialect() -> Dialect:
         size=torch.size,
         signature=torch.signature,
         evidence=torch.evidence,
+        contents=torch.contents,
+        complaint=lambda program: None,
         identity=lambda program: [],
         decides=torch.decides,
         as_float64=torch.as_float64,

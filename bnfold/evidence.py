@@ -5,6 +5,7 @@ Front ends fill these records from the model as read, on another path than the o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -86,3 +87,66 @@ class Evidence:
     affines: dict[str, StoredAffine] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
     others: dict[str, StoredOperands] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The output of this number of a node; with `given`, the input of this number of the model (`node` is empty), or of
+    the body or function of that name."""
+
+    node: str
+    port: int = 0
+    given: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A stored tensor under its name; `numbers` lie where they are stored."""
+
+    name: str
+    numbers: Tensor
+
+
+Read = Wire | Held | None
+
+
+@dataclass(frozen=True)
+class Move:
+    """How an operator puts the same numbers in another order: its axes permuted, or (`order` None) another shape given
+    to them. A size that is not known is None."""
+
+    order: tuple[int, ...] | None = None
+    before: tuple[int | str | None, ...] = ()
+    after: tuple[int | str | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One node as it stands: what it does, every attribute as text, and what it reads by the name or number of the
+    input. `data` is the only input that does not follow from stored tensors, where there is one such. `adds` says that
+    it is the sum or difference of all that it reads, `copies` that it gives out what it reads."""
+
+    op: str
+    attributes: Mapping[str, str]
+    reads: Mapping[str, Read]
+    outputs: int = 1
+    data: str | None = None
+    move: Move | None = None
+    adds: bool = False
+    copies: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A whole model as it stands, by the names of its nodes, so that nothing can change unseen.
+
+    Nodes that only hold a tensor or do nothing (Identity) are not listed: who reads them reads what is behind them. The
+    latter are named in `idle`.
+    `results` are what the model and every body and function in it give out; `defaults` are stored tensors that a caller
+    may override, and those that a program writes, by name.
+    """
+
+    operations: Mapping[str, Operation]
+    results: Mapping[str, tuple[Read, ...]]
+    defaults: Mapping[str, Tensor] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold import saving
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
-from bnfold.errors import GateMissed, Rejected, UsageError
+from bnfold.errors import GateMissed, NoVerdict, Rejected, UsageError
 from bnfold.folding import FoldOptions
 from bnfold.graph import Reason
 from bnfold.loading import Loaded, Source, load, sha256
@@ -22,11 +22,12 @@ from bnfold.loading.suggestions import command
 from bnfold.outcome import FoldReport
 from bnfold.programs import as_program
 from bnfold.reports.findings import findings
+from bnfold.reports.ranges import ranges
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
-from bnfold.verification import Side, check_folded, check_models, enforce, plan_of
+from bnfold.verification import Side, check_folded, check_models, derived_again, enforce, plan_of
 from bnfold.verify.inputs import parse_input
 from bnfold.verify.meters import Tolerance
-from bnfold.verify.result import Verdict
+from bnfold.verify.result import Layer, Status, Verdict, Verification
 
 if TYPE_CHECKING:
     from bnfold.benchmark import Benchmark, BenchOptions
@@ -41,17 +42,27 @@ def run_fold(
     fold_options: FoldOptions = FoldOptions(),
     check: CheckOptions = CheckOptions(),
     output: OutputOptions = OutputOptions(),
+    certificate: Path | None = None,
 ) -> None:
-    """Fold a model file into one of the same kind."""
+    """Fold a model file into one of the same kind; with `certificate`, only if it is proved, and write the proof."""
     loaded = _load(run, path, source)
     if loaded.kind not in ("onnx", "pt2") or _wants_onnx(loaded, output):
         message = f"{path} is a {loaded.kind}: fold writes the kind that it reads, and only .onnx and .pt2 have one"
         raise UsageError(message, code="fold-needs-graph", hint=command(path, source, guess=loaded.input_guess))
     dialect = dialect_of(loaded.model)
     out = _output_path(loaded, output, dialect.suffix, folded=True)
+    if certificate is not None:
+        saving.certificate_path(certificate, (*loaded.files, out))
+        if not check.enabled:
+            raise UsageError("--certificate needs the check", code="certificate-unchecked", hint="leave out --no-check")
     work = _Work(run, run_options, fold_options, check)
     folded = work.checked_fold(dialect, loaded.model)
+    if certificate is not None:
+        _need_proof(run)
     _write(run, dialect, folded, out, output)
+    if certificate is not None and not output.dry_run:
+        written = Side(dialect, _read(run, out, Source()).model)
+        _certify(run, Side(dialect, loaded.model), written, certificate)
 
 
 def run_export(
@@ -117,11 +128,12 @@ def run_check(
     rtol: float | None = None,
     atol: float | None = None,
     min_top1: float | None = None,
+    certificate: Path | None = None,
 ) -> None:
-    """Show whether two models are equivalent, whoever made the second."""
-    first = _load(run, reference, source)
-    second = _read(run, candidate, source)
-    run.output = _record(second)
+    """Show whether two models are equivalent, whoever made the second; with `certificate`, write the proof."""
+    first, second = _pair(run, reference, candidate, source)
+    if certificate is not None:
+        saving.certificate_path(certificate, (*first.files, *second.files))
     sides = [_side(loaded, source, run_options) for loaded in (first, second)]
     given = rtol is not None or atol is not None
     with run.stage("check"):
@@ -133,6 +145,81 @@ def run_check(
             min_top1=min_top1,
         )
     enforce(run.check)
+    if certificate is not None:
+        _need_proof(run)
+        _certify(run, sides[0], sides[1], certificate)
+
+
+def run_verify_certificate(
+    run: Run,
+    path: Path,
+    reference: Path | None = None,
+    candidate: Path | None = None,
+    *,
+    source: Source = Source(),
+    run_options: RunOptions = RunOptions(),
+) -> None:
+    """Derive again what a certificate says of two models; without them only see that it is one, and say so."""
+    from bnfold.reports import certificate
+
+    given = certificate.read(path)
+    if reference is None or candidate is None:
+        run.warn(
+            "models-not-read",
+            f"{path} is a certificate that does not contradict itself; nothing is shown of any model: name REFERENCE "
+            "and CANDIDATE to derive it again",
+        )
+        return
+    sides = [_side(loaded, source, run_options) for loaded in _pair(run, reference, candidate, source)]
+    if sides[0].dialect.kind != given.kind or sides[1].dialect.kind != given.kind:
+        raise UsageError(f"{path} is about models of the kind {given.kind}", code="certificate-kind")
+    with run.stage("derive again"):
+        found, document = _derived(run, sides[0], sides[1], given.report, given.seed)
+        if found.passed and (differs := certificate.difference(given.document, document)):
+            layer = Layer("L0", Status.FAIL, f"the certificate is not of these models: {differs}")
+            sentence = f"not equivalent by this certificate: {differs}"
+            found = replace(found, verdict=Verdict.FAILED, sentence=sentence, layers=(layer, *found.layers[1:]))
+        run.check = found
+    enforce(run.check)
+
+
+def _pair(run: Run, reference: Path, candidate: Path, source: Source) -> tuple[Loaded, Loaded]:
+    first = _load(run, reference, source)
+    second = _read(run, candidate, source)
+    run.output = _record(second)
+    return first, second
+
+
+def _need_proof(run: Run) -> None:
+    """Raise unless there is something to certify."""
+    if run.check is None or run.check.verdict is not Verdict.PROVED or run.check.report is None:
+        raise NoVerdict("there is no proof to certify: the models are verified equivalent", code="not-proved")
+
+
+def _certify(run: Run, original: Side, folded: Side, path: Path) -> None:
+    """Write the certificate of what was proved, derived once more from the models as they are in the files."""
+    from bnfold.reports import certificate
+
+    assert run.check is not None, "only what was checked is certified"
+    assert run.check.report is not None, "only a proof is certified"
+    with run.stage("certify"):
+        found, document = _derived(run, original, folded, run.check.report, run.check.seed)
+        enforce(found)
+        with saving.atomic(path) as temporary:
+            temporary.write_text(certificate.render(document), encoding="utf-8")
+
+
+def _derived(
+    run: Run, original: Side, folded: Side, report: FoldReport, seed: int
+) -> tuple[Verification, dict[str, Any]]:
+    """L0 and L1 by these records, and the certificate that they give."""
+    from bnfold.reports import certificate
+
+    assert run.input is not None, "the reference was read"
+    assert run.output is not None, "the candidate was read or written"
+    found, records, ulps = derived_again(original, folded, report, seed)
+    document = certificate.document(run.input, run.output, records, ulps, kind=original.dialect.kind, seed=seed)
+    return found, document
 
 
 def run_bench(
@@ -296,7 +383,9 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
         run.before = dialect.facts(model)
         folded, run.fold = dialect.fold(model, options)
         run.after = dialect.facts(folded)
-        run.findings += findings(dialect.evidence(model), dialect.evidence(folded), run.fold)
+        stored = dialect.evidence(model), dialect.evidence(folded)
+        run.findings += findings(*stored, run.fold)
+        run.ranges = ranges(*stored, run.fold)
     for copied in run.fold.copies:
         takers = ", ".join(site.module or site.name for site in copied.operators)
         run.warn("copied-weight", f"a shared weight is copied for {takers}: {copied.nbytes} bytes more")

@@ -102,6 +102,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The largest magnitude among the weights of the operators that took an affine in, before and after, and flags."""
+
+    before: float
+    after: float
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Warning:
     """Something the command did that its caller might not expect."""
 
@@ -130,6 +139,7 @@ class Run:
     check: Verification | None = None
     bench: Benchmark | None = None
     findings: list[Finding] = field(default_factory=list)
+    ranges: dict[str, Range] = field(default_factory=dict)
     warnings: list[Warning] = field(default_factory=list)
     providers: tuple[str, ...] = ()
     stages: list[tuple[str, float]] = field(default_factory=list)

@@ -70,6 +70,33 @@ def output_path(
     return path
 
 
+def certificate_path(path: Path, models: Sequence[Path]) -> Path:
+    """Where to write a certificate, decided before any work is done: `path`, which is none of the model files.
+
+    Raises `UsageError` (`output-is-input`, `output-is-directory`, `output-exists` for a file of another kind) or
+    `EnvironmentFailure` (`no-folder`, `not-writable`).
+    """
+    for model in models:
+        if _same_file(path, model):
+            message = f"the certificate {path} would overwrite the model {model}"
+            raise UsageError(message, code="output-is-input", hint="name another file with --certificate")
+    if path.is_dir():
+        raise UsageError(f"the certificate {path} is a directory", code="output-is-directory")
+    if os.path.lexists(path) and not _is_text(path):
+        message = f"{path} exists and is no certificate"
+        raise UsageError(message, code="output-exists", hint="name another file with --certificate")
+    _folder_takes_files(path)
+    return path
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is a JSON object, as certificates are."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"{")
+
+
 def _derived(source: Path, suffix: str, folded: bool) -> Path:
     plain = source.with_suffix(suffix)
     return source.with_name(f"{source.stem}.folded{suffix}") if folded or _same_file(plain, source) else plain

@@ -273,6 +273,7 @@ def test_the_wheel_holds_the_package_and_its_data(root: Path, tmp_path: Path) ->
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"bnfold/py.typed", "bnfold/data/demo.onnx", "bnfold/reports/report.schema.json"} <= names
+    assert "bnfold/reports/certificate.schema.json" in names
     assert {str(path.relative_to(root)) for path in sources(root)} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bnfold"}
     assert wheel.stat().st_size < 1_000_000

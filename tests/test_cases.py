@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from cases import GENEROUS, SECTIONS, Absent, Row
+from licences import assert_licensed
 from onnx_build import feeds_of
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -110,8 +111,10 @@ def test_as_exported_program(section: str, index: int) -> None:
     row = SECTIONS[section][index]
     module = network(row)
     kind = data_type(module)
-    folded, report = frontend.fold_program(frontend.capture(module, data(row, kind, None)), row.options)
+    program = frontend.capture(module, data(row, kind, None))
+    folded, report = frontend.fold_program(program, row.options)
     assert_outcome(row, "program", report.outcomes)
+    assert_licensed(frontend, program, folded, report)
     wide = frontend.as_float64(folded).module()
     for batch in (2, 3):
         inputs = data(row, kind, batch)
@@ -138,6 +141,7 @@ def check_stored(row: Row) -> None:
     model = stored.from_proto(row.net)
     folded, report = stored.fold_model(model, row.options)
     assert_outcome(row, "onnx", report.outcomes)
+    assert_licensed(stored, model, folded, report)
     if not row.runs:
         assert stored.to_bytes(folded) == stored.to_bytes(model)
         return
@@ -193,6 +197,7 @@ def export(rows: Mapping[int, Row]) -> dict[int, Exported]:
     examples = [tensor for index, row in rows.items() for tensor in data(row, kinds[index], None)]
     model = to_onnx(frontend.capture(together, tuple(examples)))
     folded, report = stored.fold_model(model, next(iter(rows.values())).options)
+    assert_licensed(stored, model, folded, report)
     found = {batch: ran(folded, rows, kinds, networks, batch) for batch in (2, 3)}
     return {
         index: Exported(

@@ -137,8 +137,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (["export", "a.pt", "--arch-arg", "depth"], "'depth' is not of the form KEY=VALUE"),
         (["inspect", "a.onnx", "--baseline", "r.json"], "--baseline is not available in this version"),
         (["inspect", "a.onnx", "--fail-on", "error"], "--fail-on is not available in this version"),
-        (["check", "a", "b", "--certificate", "c.json"], "--certificate is not available in this version"),
-        (["check", "--verify-certificate", "c.json"], "--verify-certificate is not available in this version"),
+        (["check", "a", "b", "--verify-certificate", "c", "--certificate", "d"], "written or verified, not both"),
+        (["check", "a", "--verify-certificate", "c.json"], "needs two models, REFERENCE and CANDIDATE"),
         (["explain", "overflw"], "there is no reason code 'overflw'; did you mean overflow?"),
     ],
 )

@@ -13,6 +13,7 @@ import numpy_onnx
 import onnx
 import pytest
 import torch
+from licences import assert_licensed
 from merge_cases import PARALLEL, ROWS, InTorch, Row, in_onnx
 from onnx import TensorProto, helper
 from random_onnx import disguised
@@ -100,6 +101,8 @@ def folded_proto(proto: onnx.ModelProto, row: Row) -> tuple[onnx.ModelProto, Fol
     model = stored.from_proto(proto)
     folded, report = stored.fold_model(model, row.options)
     assert_certified(stored.evidence(model), stored.evidence(folded), report)
+    assert_licensed(stored, model, folded, report)
+    assert stored.complaint(model) is not None or stored.complaint(folded) is None
     again, late = stored.fold_model(folded, row.options)
     assert not late.merges
     assert stored.to_bytes(again) == stored.to_bytes(folded)
@@ -288,6 +291,7 @@ def test_as_exported_program(row: Row) -> None:
     folded, report = frontend.fold_program(program, row.options)
     assert_outcome(row, counted(folded.graph, None), report)
     assert_certified(frontend.evidence(program), frontend.evidence(folded), report)
+    assert_licensed(frontend, program, folded, report)
     assert calls(folded.graph) <= calls(program.graph)
     wide, _ = frontend.fold_program(frontend.capture(copy.deepcopy(net).double(), (example,)), row.options)
     for x in (data(row, 2), data(row, 3)):

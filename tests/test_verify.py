@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -16,11 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bnfold.dialects import onnx_dialect
 from bnfold.errors import MissingDependency, NoVerdict
-from bnfold.evidence import Evidence
+from bnfold.evidence import Contents, Evidence
 from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
 from bnfold.frontends import torch as torch_frontend
 from bnfold.model import Arrays, Port, Runner, Signature
+from bnfold.outcome import FoldReport
 from bnfold.run import RunOptions
 from bnfold.runtime import session
 from bnfold.verify.check import CheckPlan, Records, Subject, Tolerance, check_fold, check_pair
@@ -117,10 +119,18 @@ def verify(
     wrong = changed(frontend.to_proto(folded), change)
     exact = frontend.fold_model(frontend.as_float64(original), FoldOptions())[0]
     unrounded = changed(frontend.to_proto(exact), change)
-    evidence = Records(frontend.evidence(original), frontend.evidence(frontend.from_proto(wrong)), report)
+    evidence = recorded(original, frontend.from_proto(wrong), report)
     return check_fold(
         subject(frontend.to_proto(original)), subject(wrong), lambda: float64_runner(unrounded), records(evidence), plan
     )
+
+
+def recorded(original: ir.Model, folded: ir.Model, report: FoldReport) -> Records:
+    stored = frontend.evidence(original), frontend.evidence(folded)
+    return Records(*stored, report, frontend.contents(original), frontend.contents(folded))
+
+
+NO_RECORDS = Records(Evidence({}, {}), Evidence({}, {}), FoldReport(()), Contents({}, {}), Contents({}, {}))
 
 
 def layer(verification: Verification, name: str) -> Layer:
@@ -283,7 +293,7 @@ def test_torch_stores_elementwise_operators_as_tensors_and_as_numbers() -> None:
 
 def test_float64_fails_alone_where_there_are_no_records() -> None:
     def forget(records: Records) -> Records:
-        return replace(records, original=Evidence({}, {}), folded=Evidence({}, {}))
+        return NO_RECORDS
 
     fine = verify(records=forget)
     assert fine.verdict is Verdict.VERIFIED
@@ -594,9 +604,7 @@ def test_a_missing_runtime_is_said_by_a_comparison_and_does_without_in_a_fold() 
     missing = replace(subject_of(twice), actual=refuses(MissingDependency("onnxruntime is not installed")))
     with pytest.raises(MissingDependency):
         check_pair(missing, missing)
-    report = frontend.fold_model(frontend.from_proto(network()), FoldOptions(exclude=("*",)))[1]
-    records = Records(Evidence({}, {}), Evidence({}, {}), report)
-    assert check_fold(missing, missing, missing.exact, records).passed
+    assert check_fold(missing, missing, missing.exact, NO_RECORDS).passed
 
 
 def test_a_candidate_that_only_the_runtime_refuses_is_no_agreement() -> None:
@@ -610,10 +618,7 @@ def test_a_candidate_that_cannot_run_is_broken_as_a_fold_and_unknown_as_a_pair()
     base = subject_of(twice)
     broken = replace(base, exact=refuses(NoVerdict("bad shape")), actual=refuses(NoVerdict("bad shape")))
     assert check_pair(base, broken).verdict is Verdict.NO_VERDICT
-    records = Records(
-        Evidence({}, {}), Evidence({}, {}), frontend.fold_model(frontend.from_proto(network()), FoldOptions())[1]
-    )
-    found = check_fold(base, broken, broken.exact, records)
+    found = check_fold(base, broken, broken.exact, NO_RECORDS)
     assert found.verdict is Verdict.FAILED
     assert "bad shape" in found.sentence
 

@@ -39,6 +39,9 @@ app = typer.Typer(
 
 Model = Annotated[Path, typer.Argument(help="The model file.", show_default=False)]
 _out = partial(typer.Option, "-o", "--out", show_default=False)
+_certificate = typer.Option(
+    "--certificate", metavar="OUT.json", help="Write the proof here; without the verdict proved nothing is written."
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -106,6 +109,7 @@ def fold(
     check: CheckFlags,
     report: ReportFlags,
     out: Annotated[Path | None, _out(metavar="OUT", help="Where to; MODEL with .folded before its suffix.")] = None,
+    certificate: Annotated[Path | None, _certificate] = None,
 ) -> Job:
     """Fold an .onnx or .pt2 file into one of its kind."""
 
@@ -120,9 +124,10 @@ def fold(
             fold_options=fold.options(),
             check=check.options(),
             output=fold.output(out),
+            certificate=certificate,
         )
 
-    return Job("fold", report, work, (model, *([out] if out else [])), policy)
+    return Job("fold", report, work, (model, *(path for path in (out, certificate) if path)), policy)
 
 
 @app.command(cls=Command)
@@ -172,12 +177,12 @@ def check(
     min_top1: Annotated[
         float | None, typer.Option("--min-top1", metavar="F", min=0.0, max=1.0, help="Least agreement of decisions.")
     ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option(metavar="OUT.json", help="Write a certificate of the proof (not in this version).")
-    ] = None,
+    certificate: Annotated[Path | None, _certificate] = None,
     verify_certificate: Annotated[
         Path | None,
-        typer.Option("--verify-certificate", metavar="CERT.json", help="Verify a certificate (not in this version)."),
+        typer.Option(
+            "--verify-certificate", metavar="CERT.json", help="Derive again what a certificate says, nothing executed."
+        ),
     ] = None,
     save_failure: Annotated[
         Path | None,
@@ -187,15 +192,22 @@ def check(
     """Show whether two models are equivalent."""
 
     def work(record: Run) -> None:
-        _refuse_given({"--certificate": certificate, "--verify-certificate": verify_certificate})
+        from bnfold import pipeline
+
+        if verify_certificate is not None and certificate is not None:
+            raise UsageError("a certificate is written or verified, not both", code="certificate-twice")
+        if verify_certificate is not None and (reference is None) == (candidate is None):
+            given = source.source(run.words())
+            pipeline.run_verify_certificate(
+                record, verify_certificate, reference, candidate, source=given, run_options=run.options()
+            )
+            return
         if reference is None or candidate is None:
             raise UsageError(
                 "bnfold check needs two models, REFERENCE and CANDIDATE",
                 code="missing-argument",
                 hint=f"bnfold check {reference or 'model.onnx'} model.folded.onnx",
             )
-        from bnfold import pipeline
-
         pipeline.run_check(
             record,
             reference,
@@ -206,9 +218,11 @@ def check(
             rtol=rtol,
             atol=atol,
             min_top1=min_top1,
+            certificate=certificate,
         )
 
-    return Job("check", report, work, tuple(path for path in (reference, candidate) if path))
+    paths = (reference, candidate, certificate, verify_certificate)
+    return Job("check", report, work, tuple(path for path in paths if path))
 
 
 @app.command(cls=Command)

@@ -17,7 +17,7 @@ from bnfold.model import ModelFacts
 from bnfold.outcome import Merged, Outcome, Unmerged
 from bnfold.reports.environment import environment, tool_version
 from bnfold.reports.report import SCHEMA, Report, identified, others_folded
-from bnfold.run import FileRecord, Finding, Run
+from bnfold.run import FileRecord, Finding, Range, Run
 from bnfold.verify.result import Layer, OutputComparison, ProbeRecord, RuntimeRecord, Verification
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def document(report: Report) -> dict[str, Any]:
         "output": _output(run.output),
         "environment": environment(run),
         "summary": _summary(run),
-        "affines": [_affine(identity, outcome) for identity, outcome in identified(run.fold)],
+        "affines": [
+            _affine(identity, outcome, run.ranges.get(outcome.site.name)) for identity, outcome in identified(run.fold)
+        ],
         "merges": [_merge(merged) for merged in run.fold.merges] if run.fold else [],
         "unmerged": [_unmerged(each) for each in run.fold.unmerged] if run.fold else [],
         "check": _check(run.check) if run.check else None,
@@ -131,7 +133,7 @@ def _unmerged(each: Unmerged) -> dict[str, Any]:
     return {"node": each.site.name, "reason": each.refusal.reason.code, "blocker": each.refusal.blocker}
 
 
-def _affine(identity: str, outcome: Outcome) -> dict[str, Any]:
+def _affine(identity: str, outcome: Outcome, found: Range | None) -> dict[str, Any]:
     site, refusal = outcome.site, outcome.refusal
     reason = refusal and {
         "code": refusal.reason.code,
@@ -155,8 +157,8 @@ def _affine(identity: str, outcome: Outcome) -> dict[str, Any]:
         "via": [{"node": crossed.name, "op": crossed.op} for crossed in outcome.via],
         "reason": reason,
         "copied_bytes": outcome.copied_bytes,
-        "range": {"before": None, "after": None},
-        "flags": [],
+        "range": {"before": found.before if found else None, "after": found.after if found else None},
+        "flags": list(found.flags) if found else [],
     }
 
 

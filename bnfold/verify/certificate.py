@@ -34,6 +34,7 @@ from bnfold.verify.expression import EXACT, EXTENDED, ROUNDING, Arithmetic, Cont
 from bnfold.verify.leftover import is_stored, terms_of, with_own_sums
 from bnfold.verify.merged import Affined, Grid, Made, Merger, affines, is_merged, operators, reach, replay
 from bnfold.verify.result import Layer, Status
+from bnfold.verify.structure import same_numbers
 
 Array = NDArray[Any]
 Record = StoredLinear | StoredNorm | StoredAffine
@@ -72,13 +73,23 @@ def derive(original: Evidence, folded: Evidence, report: FoldReport, *, seed: in
     Fails naming the affine, the channel and the distance in ulp; skipped, never passed, where the records do not
     suffice; a warning where an untouched operator is not in the folded model any more.
     """
-    start = time.perf_counter()
+    return measure(original, folded, report, seed=seed)[0]
+
+
+def measure(
+    original: Evidence, folded: Evidence, report: FoldReport, *, seed: int = 0
+) -> tuple[Layer, dict[tuple[str, str], float]]:
+    """L1, and the distance in ulp of every tensor that was derived again, by node and role (`weight`, `bias`; of a
+    batch norm that was lowered `scale`, `shift`)."""
+    start, ulps = time.perf_counter(), dict[tuple[str, str], float]()
     with np.errstate(all="ignore"):
-        layer = _derive(original, folded, report, seed)
-    return Layer(**{**layer.__dict__, "elapsed_s": time.perf_counter() - start})
+        layer = _derive(original, folded, report, seed, ulps)
+    return replace(layer, elapsed_s=time.perf_counter() - start), ulps
 
 
-def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int) -> Layer:
+def _derive(
+    original: Evidence, folded: Evidence, report: FoldReport, seed: int, ulps: dict[tuple[str, str], float]
+) -> Layer:
     try:
         taken = _collect(report)
         if not (original.linears or original.norms or _vanished(report)):
@@ -89,6 +100,7 @@ def _derive(original: Evidence, folded: Evidence, report: FoldReport, seed: int)
         for found, affines in _findings(report, taken, original, folded, seed):
             if not found.ulps <= HALF_ULP:
                 return _rejected(found, affines)
+            ulps[found.node, found.tensor] = found.ulps
             worst = max(worst, found, key=_severity)
     except Contradiction as contradiction:
         return _layer(Status.FAIL, str(contradiction), affine=contradiction.affine)
@@ -111,7 +123,8 @@ def _findings(
                 if isinstance(what, Taken)
                 else _worst_of_merged(node, what, original, folded, seed)
             )
-            yield worst, what
+            for found in worst:
+                yield found, what
     for outcome in report.outcomes:
         if is_stored(folded, outcome):
             name = outcome.site.name
@@ -270,10 +283,13 @@ def _offset(op: StoredLinear) -> Array:
 
 
 def _same(first: Array, second: Array) -> bool:
-    return first.shape == second.shape and bool(np.all((first == second) | ((first != first) & (second != second))))
+    """Equal, NaN for NaN; what has the same bytes is not looked at further."""
+    if first.shape != second.shape or same_numbers(first, second):
+        return first.shape == second.shape
+    return bool(np.all((first == second) | ((first != first) & (second != second))))
 
 
-def _worst_of(node: str, affines: Taken, original: Evidence, folded: Evidence, seed: int) -> Finding:
+def _worst_of(node: str, affines: Taken, original: Evidence, folded: Evidence, seed: int) -> list[Finding]:
     for where, found in (("original", original), ("folded", folded)):
         if node not in found.linears:
             raise Incomplete(f"the {where} model has no stored weights for {node}")
@@ -288,15 +304,16 @@ def _worst_of(node: str, affines: Taken, original: Evidence, folded: Evidence, s
     comparison = _Comparison(node, affines, before, after)
     extended, exact = (Expressions(original, number) for number in (EXTENDED, EXACT))
     findings = [finding for rows in _chunks(before) for finding in comparison.over(rows, extended)]
-    worst = max(findings, key=_severity, default=Finding(node, "weight", 0, 0.0))
-    if worst.ulps <= HALF_ULP:
+    worst = _worst_of_each(findings)
+    if all(found.ulps <= HALF_ULP for found in worst):
         sample = _sample(node, affines, before, seed)
-        findings += [finding for rows, inputs in sample for finding in comparison.over(rows, exact, inputs)]
-        worst = max(findings, key=_severity, default=worst)
+        worst = _worst_of_each(
+            [*worst, *(finding for rows, inputs in sample for finding in comparison.over(rows, exact, inputs))]
+        )
     return worst
 
 
-def _worst_of_merged(node: str, whole: Whole, original: Evidence, folded: Evidence, seed: int) -> Finding:
+def _worst_of_merged(node: str, whole: Whole, original: Evidence, folded: Evidence, seed: int) -> list[Finding]:
     """As `_worst_of`, for an operator that other operators went into."""
     if node not in folded.linears:
         raise Incomplete(f"the folded model has no stored weights for {node}")
@@ -310,12 +327,11 @@ def _worst_of_merged(node: str, whole: Whole, original: Evidence, folded: Eviden
     findings = [
         finding for rows in _chunks(after) for finding in _compared(node, whole, mergers[0], after, rows, slice(None))
     ]
-    worst = max(findings, key=_severity, default=Finding(node, "weight", 0, 0.0))
-    if worst.ulps <= HALF_ULP and len(rows_of(after).channels):
+    worst = _worst_of_each(findings)
+    if all(found.ulps <= HALF_ULP for found in worst) and len(rows_of(after).channels):
         channel = random.Random(f"{seed}/{node}").randrange(len(rows_of(after).channels))
         rows, inputs = slice(channel, channel + 1), slice(_FEW_INPUTS)
-        findings += _compared(node, whole, mergers[1], after, rows, inputs, bias=False)
-        worst = max(findings, key=_severity)
+        worst = _worst_of_each([*worst, *_compared(node, whole, mergers[1], after, rows, inputs, bias=False)])
     return worst
 
 
@@ -341,6 +357,14 @@ def _gaps(
         if ulps.size:
             row = int(np.argmax(ulps)) * len(now.channels) // ulps.size
             yield Finding(node, tensor, int(now.channels[row]), float(ulps.max()))
+
+
+def _worst_of_each(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst number of each tensor, the very worst first."""
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        found[finding.tensor] = max(found.get(finding.tensor, finding), finding, key=_severity)
+    return sorted(found.values(), key=_severity, reverse=True)
 
 
 def _severity(finding: Finding) -> float:

@@ -1,6 +1,6 @@
 """Are two models the same? Layers of evidence, each able to say no on its own, and one verdict.
 
-    L0  the interfaces are the same
+    L0  the interfaces are the same, and of a fold with records every node that they do not name
     L1  every new number is what the original's stored numbers give           (folds with records only)
     L2  executed in float64, original and unrounded fold agree
     L3  every place that differs, on its own and in the runtime, is about as far from float64 as the original's
@@ -20,18 +20,19 @@ from pathlib import Path
 import numpy as np
 
 from bnfold.errors import EnvironmentFailure, NoVerdict
-from bnfold.evidence import Evidence
-from bnfold.model import Runner
+from bnfold.evidence import Contents, Evidence
+from bnfold.model import Runner, Signature
 from bnfold.outcome import FoldReport
 from bnfold.verify.certificate import derive
 from bnfold.verify.execution import Execution
 from bnfold.verify.forcing import between_decisions
-from bnfold.verify.licence import licence
+from bnfold.verify.licence import licence, unchanged
 from bnfold.verify.local import Examined, examine
 from bnfold.verify.machines import Subject
 from bnfold.verify.meters import Tolerance
 from bnfold.verify.plan import CheckPlan, Level
 from bnfold.verify.result import Layer, Status, Verdict, Verification
+from bnfold.verify.structure import Structure
 
 __all__ = ["CheckPlan", "Level", "Records", "Subject", "Tolerance", "check_export", "check_fold", "check_pair"]
 
@@ -44,11 +45,19 @@ CONSTANTS_LIMIT = 1e-6
 
 @dataclass(frozen=True)
 class Records:
-    """What a fold leaves behind: what both models store, and what became of each batch norm."""
+    """What a fold leaves behind: what both models store, what became of each batch norm, both models node by node, and
+    what the checker of the format says of each."""
 
     original: Evidence
     folded: Evidence
     report: FoldReport
+    before: Contents
+    after: Contents
+    complaints: tuple[str | None, str | None] = (None, None)
+
+    def structure(self) -> Structure:
+        """The graphs and the records side by side."""
+        return Structure(self.before, self.after, self.original, self.folded, self.report)
 
 
 def check_fold(
@@ -63,13 +72,29 @@ def check_fold(
     Raises `UsageError` for inputs that cannot be meant and `EnvironmentFailure` for a missing provider; every other
     trouble is in the verdict.
     """
-    layers = [
-        licence(reference.signature, candidate.signature, plan.facts, exactly=True),
-        derive(records.original, records.folded, records.report, seed=plan.probes.seed),
-    ]
+    layers = static_layers(reference.signature, candidate.signature, records, plan.facts, plan.probes.seed)
     execution = Execution.of(reference, candidate, unrounded, plan, strict=True)
     execution.look_between = lambda: between_decisions(reference, candidate, execution)
-    return _executed(layers, execution, lambda: examine(reference, candidate, execution, records.report))
+    found = _executed(layers, execution, lambda: examine(reference, candidate, execution, records.report))
+    return replace(found, report=records.report)
+
+
+def static_layers(
+    reference: Signature, candidate: Signature, records: Records, facts: tuple[Sequence[str], Sequence[str]], seed: int
+) -> list[Layer]:
+    """L0 and L1 of a fold: nothing is executed."""
+    return [
+        licence_of(reference, candidate, records, facts),
+        derive(records.original, records.folded, records.report, seed=seed),
+    ]
+
+
+def licence_of(
+    reference: Signature, candidate: Signature, records: Records, facts: tuple[Sequence[str], Sequence[str]]
+) -> Layer:
+    """L0 of a fold: the interfaces, and every node that the records do not name."""
+    interfaces = licence(reference, candidate, facts, exactly=True)
+    return unchanged(interfaces, records.structure(), records.complaints)
 
 
 def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPlan()) -> Verification:

@@ -1,13 +1,19 @@
-"""L0: what nobody may notice has not changed. Names, types and shapes of inputs and outputs, and any further facts."""
+"""L0: what nobody may notice has not changed.
+
+licence(reference, candidate, facts, exactly=True)     names, types and shapes of inputs and outputs, further facts
+unchanged(layer, structure, complaints)                and, for a fold with records, every node that they do not name
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 from bnfold.model import Port, Signature
 from bnfold.verify.result import Layer, Status
+from bnfold.verify.structure import Structure
 
 
 def licence(
@@ -29,6 +35,26 @@ def licence(
     if worst is not Status.FAIL and (differs := _first_difference(*facts)):
         worst, because = Status.FAIL, differs
     return Layer("L0", worst, because, elapsed_s=time.perf_counter() - start)
+
+
+def unchanged(layer: Layer, structure: Structure, complaints: tuple[str | None, str | None]) -> Layer:
+    """The same layer, once the graphs are compared too. `complaints` are what the checker of the format says of the
+    original and of the fold: what it said before is no fault of the fold."""
+    if layer.status is Status.FAIL:
+        return layer
+    start = time.perf_counter()
+    found = sorted(structure.complaints(), key=lambda each: each.status is not Status.FAIL)
+    if complaints[1] is not None and complaints[0] is None and not (found and found[0].status is Status.FAIL):
+        status, because, affine = Status.FAIL, f"the folded model is not valid: {complaints[1]}", None
+    elif found:
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        status, because, affine = found[0].status, found[0].because + more, found[0].affine
+    else:
+        kept = len(structure.before.operations.keys() & structure.after.operations.keys())
+        status, affine = layer.status, None
+        because = f"inputs, outputs and types are the same, and the {kept} nodes that stay"
+    elapsed = layer.elapsed_s + time.perf_counter() - start
+    return replace(layer, status=status, because=because, affine=affine, elapsed_s=elapsed)
 
 
 def paired(first: Sequence[Port], second: Sequence[Port]) -> list[tuple[Port, Port]]:

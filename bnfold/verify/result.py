@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from bnfold.outcome import FoldReport
 
 
 class Verdict(StrEnum):
@@ -84,7 +86,7 @@ class RuntimeRecord:
 
 @dataclass(frozen=True)
 class Verification:
-    """The verdict in one sentence, and its evidence."""
+    """The verdict in one sentence, and its evidence; `report` are the records by which a fold was checked."""
 
     verdict: Verdict
     sentence: str
@@ -94,6 +96,7 @@ class Verification:
     outputs: tuple[OutputComparison, ...] = ()
     inputs: tuple[ProbeRecord, ...] = ()
     runtime: RuntimeRecord | None = None
+    report: FoldReport | None = field(default=None, repr=False, compare=False)
 
     @property
     def passed(self) -> bool:

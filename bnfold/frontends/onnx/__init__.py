@@ -9,6 +9,7 @@ This package is the only one that imports onnx_ir. It never imports torch.
 """
 
 from bnfold.frontends.onnx import deferred  # noqa: F401  (before onnx_ir)
+from bnfold.frontends.onnx.contents import contents
 from bnfold.frontends.onnx.cutting import Cutting, with_magnitudes
 from bnfold.frontends.onnx.evidence import evidence
 from bnfold.frontends.onnx.facts import facts, signature, size
@@ -18,6 +19,7 @@ from bnfold.frontends.onnx.graph import OnnxGraph
 from bnfold.frontends.onnx.identity import annotate, decides, identity
 from bnfold.frontends.onnx.normalise import normalise, tidy
 from bnfold.frontends.onnx.reading import from_bytes, from_proto, read
+from bnfold.frontends.onnx.validity import complaint
 from bnfold.frontends.onnx.writing import is_one_file, save, to_bytes, to_proto
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "annotate",
     "as_float64",
     "clone",
+    "complaint",
+    "contents",
     "decides",
     "evidence",
     "facts",

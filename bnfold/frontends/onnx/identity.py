@@ -18,10 +18,14 @@ DECIDING = frozenset(
 """Operators behind which the smallest difference may become a large one."""
 
 
+NOTE = "bnfold.folded"
+
+
 def identity(model: ir.Model) -> list[str]:
-    """IR version, opsets, names and metadata of a model, one text each."""
+    """IR version, opsets, names and metadata of a model, one text each; without the note that `annotate` adds."""
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(model.opset_imports.items()))
-    metadata = [f"metadata {key}={value}" for key, value in sorted(model.metadata_props.items())]
+    noted = sorted(model.metadata_props.items())
+    metadata = [f"metadata {key}={value}" for key, value in noted if key != NOTE]
     names = [
         f"{what} {getattr(model, what)!r}" for what in ("producer_name", "producer_version", "domain", "doc_string")
     ]
@@ -32,7 +36,7 @@ def annotate(model: ir.Model, report: FoldReport) -> ir.Model:
     """A clone whose metadata says, under `bnfold.folded`, which affine went into which operators (JSON)."""
     noted = model.clone()
     folded = {o.site.name: [site.name for site in o.into] for o in report.outcomes if o.folded}
-    noted.metadata_props["bnfold.folded"] = json.dumps(folded)
+    noted.metadata_props[NOTE] = json.dumps(folded)
     return noted
 
 

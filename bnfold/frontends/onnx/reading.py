@@ -195,7 +195,7 @@ def _check(proto: onnx.ModelProto, name: str) -> None:
         if not _is_complete(tensor):
             raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has too little or too much data", code=INVALID)
     try:
-        onnx.checker.check_model(_outline(proto))
+        onnx.checker.check_model(outline(proto))
     except onnx.checker.ValidationError as error:
         raise Rejected(f"{name} is not a valid ONNX model: {_first_line(error)}", code=INVALID) from error
 
@@ -219,7 +219,7 @@ def _nbytes(tensor: onnx.TensorProto) -> int | None:
     return prod(tensor.dims) * bits // 8 if bits % 8 == 0 else None
 
 
-def _outline(proto: onnx.ModelProto) -> onnx.ModelProto:
+def outline(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model for the checker: without tensors, with operators that this onnx does not know made opaque.
 
     The checker refuses unknown operators of the default domain and values whose rank is not declared; both run.

@@ -8,6 +8,7 @@ model = to_onnx(program)                         # unfolded ONNX, as an onnx_ir 
 
 from bnfold.frontends.torch.capture import capture, dynamic_axes, example_inputs, quiet
 from bnfold.frontends.torch.casting import as_exported, as_float32, as_float64, is_half, rounded_constants
+from bnfold.frontends.torch.contents import contents
 from bnfold.frontends.torch.cutting import Cutting
 from bnfold.frontends.torch.deciding import batch_statistics, decides
 from bnfold.frontends.torch.evidence import evidence
@@ -25,6 +26,7 @@ __all__ = [
     "as_float64",
     "batch_statistics",
     "capture",
+    "contents",
     "decides",
     "dynamic_axes",
     "evidence",

@@ -217,10 +217,11 @@ def _exact(value: Any, view: bool) -> Any:
 
 def _written(graph: fx.Graph) -> Iterator[fx.Node]:
     for node in graph.nodes:
-        yield from _written_by(node)
+        yield from written_by(node)
 
 
-def _written_by(node: fx.Node) -> Iterator[fx.Node]:
+def written_by(node: fx.Node) -> Iterator[fx.Node]:
+    """The values that an operator writes to, the running statistics of a batch norm in training among them."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return
     names = [argument.name for argument in node.target._schema.arguments]
@@ -237,7 +238,7 @@ def _unread(graph: fx.Graph) -> frozenset[str]:
     """The nodes whose values reach neither a result nor anything that writes or checks."""
     read: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node in read or node.is_impure() or any(_written_by(node)):
+        if node in read or node.is_impure() or any(written_by(node)):
             read.add(node)
             if not reads_shape_only(node):
                 read.update(node.all_input_nodes)

@@ -1,0 +1,55 @@
+"""The range of the weights that took an affine in, before and after, and what a change of it may cost.
+
+Flags: `float16-overflow`, a number that float16 does not hold where the original had none; `subnormal`, numbers too
+small for the full precision of their type where the original had fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.evidence import Evidence, StoredLinear
+from bnfold.outcome import FoldReport
+from bnfold.reports.findings import SMALLEST_NORMAL
+from bnfold.run import Range
+
+FLOAT16_LARGEST = 65504.0
+CHUNK = 1 << 20
+
+
+def ranges(original: Evidence, folded: Evidence, report: FoldReport) -> dict[str, Range]:
+    """By the name of each affine that went into operators that both models hold: the largest magnitude of their
+    weights and biases before and after. Bounded parts of a tensor are looked at, each tensor once."""
+    names = dict.fromkeys(site.name for outcome in report.outcomes for site in outcome.into)
+    both = [name for name in names if name in original.linears and name in folded.linears]
+    known = {name: (_extremes(original.linears[name]), _extremes(folded.linears[name])) for name in both}
+    found = {}
+    for outcome in report.outcomes:
+        pairs = [known[site.name] for site in outcome.into if site.name in known]
+        if pairs:
+            before, after = (max(pair[side][0] for pair in pairs) for side in (0, 1))
+            overflows = before <= FLOAT16_LARGEST < after
+            fresh = any(now > then for (_, then), (_, now) in pairs)
+            flags = ("float16-overflow",) * overflows + ("subnormal",) * fresh
+            found[outcome.site.name] = Range(before, after, flags)
+    return found
+
+
+def _extremes(linear: StoredLinear) -> tuple[float, int]:
+    """The largest finite magnitude of an operator, and how many numbers are subnormal."""
+    largest, small = 0.0, 0
+    for part in _parts(linear):
+        numbers = np.abs(part.astype(np.float64))
+        largest = max(largest, float(numbers[np.isfinite(numbers)].max(initial=0.0)))
+        small += int(((numbers > 0) & (numbers < SMALLEST_NORMAL.get(part.dtype.name, 0.0))).sum())
+    return largest, small
+
+
+def _parts(linear: StoredLinear) -> Iterator[NDArray[Any]]:
+    for tensor in (linear.weight, linear.bias):
+        flat = np.zeros(0) if tensor is None else tensor.reshape(-1)
+        yield from (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))
