@@ -83,17 +83,16 @@ def _layers(report: Report) -> Iterator[Element]:
     for layer in report.run.check.layers if report.run.check else ():
         case = _case("bnfold.check", layer.layer, layer.elapsed_s)
         if layer.status is Status.FAIL:
-            SubElement(case, "failure", type="not-equivalent", message=clean(layer.because)).text = _measured(layer)
+            SubElement(case, "failure", type="not-equivalent", message=tables.because(layer)).text = _measured(layer)
         elif layer.status is Status.SKIPPED:
-            SubElement(case, "skipped", message=clean(layer.because))
+            SubElement(case, "skipped", message=tables.because(layer))
         else:
-            SubElement(case, "system-out").text = clean(f"{layer.status}: {layer.because}; {_measured(layer)}")
+            SubElement(case, "system-out").text = f"{layer.status}: {tables.because(layer)}; {_measured(layer)}"
         yield case
 
 
 def _measured(layer: Layer) -> str:
-    where = f" at {clean(layer.affine)}" if layer.affine else ""
-    return f"measured {tables.measured(layer) or 'nothing'}{where}"
+    return f"measured {tables.measured(layer) or 'nothing'}"
 
 
 def _affines(report: Report) -> Iterator[Element]:
