@@ -61,7 +61,7 @@ def test_what_decides_comes_first_and_every_kind_is_annotated() -> None:
     run.check = verification(Verdict.FAILED)
     run.findings += [Finding("odd", "error", "very odd", "look", "A001"), Finding("quiet", "note", "a note")]
     report = report_of(run, PolicyViolation("one is left", hint="bnfold explain"), policy=policy)
-    commands = runner(github.annotations(report))
+    commands = runner(github.commands(report))
     assert [(command.name, command.properties["title"]) for command in commands] == [
         ("error", "bnfold: policy"),
         ("error", "bnfold: check L3"),
@@ -82,30 +82,30 @@ def test_what_decides_comes_first_and_every_kind_is_annotated() -> None:
 def test_a_failed_layer_names_its_place() -> None:
     layer = Layer("L3", Status.FAIL, "noise beyond rounding", 12.5, 8.0, "net.conv1", 3)
     run = Run("check", check=replace(verification(Verdict.FAILED), layers=(layer,)))
-    (command,) = runner(github.annotations(report_of(run)))
+    (command,) = runner(github.commands(report_of(run)))
     assert command.message == "noise beyond rounding (at net.conv1, channel 3); measured 12.5 (limit 8)"
 
 
 @pytest.mark.usefixtures("step")
 def test_a_batch_norm_that_the_policy_accepts_is_not_annotated() -> None:
     report = report_of(full_run(left()), policy=Policy(True, ("padded-border",)))
-    assert not [command for command in runner(github.annotations(report)) if command.name == "error"]
+    assert not [command for command in runner(github.commands(report)) if command.name == "error"]
 
 
 @pytest.mark.usefixtures("step")
 def test_no_more_than_the_runner_shows() -> None:
     run = Run("fold", findings=[Finding("odd", "error", f"odd {i}") for i in range(25)])
-    commands = runner(github.annotations(report_of(run)))
+    commands = runner(github.commands(report_of(run)))
     assert [command.message for command in commands[8:]] == ["odd 8", "and 16 more, in the summary of the step"]
     run.findings = run.findings[:10]
-    assert [command.message for command in runner(github.annotations(report_of(run)))][-1] == "odd 9"
+    assert [command.message for command in runner(github.commands(report_of(run)))][-1] == "odd 9"
 
 
 @pytest.mark.usefixtures("step")
 def test_properties_and_messages_are_escaped() -> None:
     path = "a,b:c%2C=d\n::error::e.onnx"
     run = Run("fold", input=FileRecord(path, "onnx"), findings=[Finding("odd", "error", "5 % of x::y\nsecond line")])
-    text = github.annotations(report_of(run))
+    text = github.commands(report_of(run))
     assert text.count("\n") == 1
     (command,) = runner(text)
     assert command.properties["file"] == path
@@ -115,13 +115,13 @@ def test_properties_and_messages_are_escaped() -> None:
 @pytest.mark.usefixtures("step")
 def test_quiet_leaves_the_warnings_out() -> None:
     run = Run("fold", findings=[Finding("a", "error", "a"), Finding("b", "warning", "b")])
-    assert [command.name for command in runner(github.annotations(report_of(run), quiet=True))] == ["error"]
+    assert [command.name for command in runner(github.commands(report_of(run), quiet=True))] == ["error"]
 
 
 def test_elsewhere_there_is_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     report = report_of(full_run(), PolicyViolation("one is left"))
-    assert github.annotations(report) == ""
+    assert github.commands(report) == ""
     assert github.append_summary(report) is None
     assert github.harmless("::error::x") == "::error::x"
     assert list(tmp_path.iterdir()) == []

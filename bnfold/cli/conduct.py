@@ -101,7 +101,7 @@ def _publish(
         report = replace(report, failures=(*report.failures, *_attempt(partial(step, report))))
     for error in report.ordered_failures:
         say(error, debug=job.flags.debug)
-    emit(github.annotations(report, quiet=job.flags.quiet), sys.stderr)
+    emit(github.commands(report, quiet=job.flags.quiet), sys.stderr)
     return report.exit_code
 
 

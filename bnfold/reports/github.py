@@ -57,7 +57,7 @@ def harmless(text: str) -> str:
     return _COMMAND_AT_THE_START.sub(r"\1: ", text).replace("##[", "## [")
 
 
-def annotations(report: Report, *, quiet: bool = False) -> str:
+def commands(report: Report, *, quiet: bool = False) -> str:
     """The workflow commands of this report, one a line, none elsewhere; `quiet` leaves the warnings out."""
     if not active():
         return ""
