@@ -61,7 +61,7 @@ def _usable_reports(job: Job) -> tuple[list[Path], list[BnfoldError]]:
 def _refuse_report(job: Job, path: Path) -> None:
     from bnfold.reports.files import refuse_unusable
 
-    refuse_unusable(path, job.models)
+    refuse_unusable(path, job.models, job.baseline)
 
 
 def _refuse_unknown_codes(job: Job) -> None:

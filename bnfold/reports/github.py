@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bnfold.graph import Site
 from bnfold.reports import markdown, tables
-from bnfold.reports.report import Report, identified
+from bnfold.reports.report import REGRESSED, Report, identified
 from bnfold.reports.text import clean
 from bnfold.verify.result import Status
 
@@ -99,13 +99,13 @@ def _annotations(report: Report) -> Iterator[Annotation]:
             )
     sites = {identity: outcome.site for identity, outcome in identified(report.run.fold)}
     for identity, outcome in identified(report.run.fold):
-        if outcome.refusal and report.violates(outcome):
+        if outcome.refusal and report.violates(identity, outcome):
             reason, blocker = outcome.refusal.reason, outcome.refusal.blocker
             because = f" (in the way: {blocker})" if blocker else ""
             message = f"{tables.title(outcome.site)} is left: {reason.message}{because}. {reason.remedy}"
             yield Annotation("error", reason.code, message, *_place(sites[identity], model))
     for finding in report.run.findings:
-        if finding.severity in ("error", "warning"):
+        if finding.severity in ("error", "warning") and finding.code != REGRESSED:  # annotated above
             message = f"{finding.message}. {finding.remedy}" if finding.remedy else finding.message
             yield Annotation(finding.severity, finding.code, message, *_place(sites.get(finding.affine or ""), model))
 
