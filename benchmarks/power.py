@@ -1,6 +1,6 @@
 """The power study: does `bnfold check` see what is wrong with a wrong fold, and do others?
 
-    python benchmarks/power.py --cache zoo                                   hours on two cores; goes on where it stopped
+    python benchmarks/power.py --cache zoo                                  hours on two cores; goes on where it stopped
     python benchmarks/power.py --cache zoo --models levit_128s --only "beta ignored"
     python benchmarks/power.py --cache zoo --doc docs/power.md                 the page of the documentation
 
