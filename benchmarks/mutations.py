@@ -1,130 +1,29 @@
 """Folds with one thing wrong in them: what a folder that has a bug would write.
 
-    pair = Pair.of(onnx.load("resnet50.onnx"))
-    for mutation in MUTATIONS:
-        mutant = pair.mutated(mutation, seed=0)        # None: the network has no place for it
-
 A mutation is one function. Some spoil a batch norm of the original and fold that (`@of_norm`: the numbers are then what
-a wrong formula gives, rounded once like a right fold); the others spoil what bnfold wrote (`@of_linear`). The place is
-drawn from the seed among those that a mutation can spoil. The original is what it was.
+a wrong formula gives, rounded once like a right fold); the others spoil what bnfold wrote (`@of_linear`). `spoiling.py`
+finds the place.
 """
 
 from __future__ import annotations
 
-import copy
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from spoiling import Array, Graph, Mutation, Pair, Site, Unfit
 
 import bnfold
-
-Array = NDArray[Any]
-
-
-class Unfit(Exception):
-    """This place is nothing that the mutation could spoil."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A batch norm of the original and the one operator that took it in, by the names of their nodes."""
-
-    norm: str
-    linear: str
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A model with one thing wrong, and where."""
-
-    model: onnx.ModelProto
-    place: str
-
-
-class Graph:
-    """A model that is to be spoilt: a copy, whose tensors can be read and replaced by the node that reads them."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = copy.deepcopy(model)
-        self.nodes: dict[str, onnx.NodeProto] = {node.name: node for node in self.model.graph.node}
-        self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
-
-    def read(self, node: str, port: int) -> Array:
-        """A copy of a stored input; `Unfit` where it is computed or absent."""
-        inputs = self.nodes[node].input
-        if port >= len(inputs) or inputs[port] not in self._tensors:
-            raise Unfit
-        return numpy_helper.to_array(self._tensors[inputs[port]]).copy()
-
-    def write(self, node: str, port: int, array: Array) -> None:
-        """Give the node a tensor of its own."""
-        name = f"spoilt.{node}.{port}"
-        dtype = self.read(node, port).dtype
-        self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype), name))
-        self.nodes[node].input[port] = name
-
-    def attribute(self, node: str, name: str, default: Any = None) -> Any:
-        found = [each for each in self.nodes[node].attribute if each.name == name]
-        return helper.get_attribute_value(found[0]) if found else default
-
-    def set_attribute(self, node: str, name: str, value: Any) -> None:
-        kept = [each for each in self.nodes[node].attribute if each.name != name]
-        del self.nodes[node].attribute[:]
-        self.nodes[node].attribute.extend([*kept, helper.make_attribute(name, value)])
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An original and its fold, and the places at which the two correspond one to one."""
-
-    original: onnx.ModelProto
-    folded: onnx.ModelProto
-    sites: tuple[Site, ...]
-
-    @classmethod
-    def of(cls, original: onnx.ModelProto) -> Pair:
-        """Fold without merging, so that an operator that took a batch norm in is still the one that it was."""
-        result = bnfold.fold(original, merge="never")
-        taken = [
-            (row.site.name, row.into[0].name) for row in result.report.outcomes if row.is_norm and len(row.into) == 1
-        ]
-        takers = [taker for row in result.report.outcomes for taker in (site.name for site in row.into)]
-        present = {node.name for node in result.model.graph.node} & {node.name for node in original.graph.node}
-        sites = tuple(Site(norm, op) for norm, op in taken if takers.count(op) == 1 and op in present)
-        return cls(original, result.model, sites)
-
-    def mutated(self, mutation: Mutation, seed: int) -> Mutant | None:
-        """The first of the places, in an order that is drawn, that this mutation can spoil."""
-        for site in random.Random(f"{seed} {mutation.name}").sample(self.sites, len(self.sites)):
-            try:
-                return Mutant(mutation.spoil(self, site), site.linear)
-            except Unfit:
-                continue
-        return None
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """A mistake, in the words of the table."""
-
-    name: str
-    spoil: Callable[[Pair, Site], onnx.ModelProto]
-
 
 MUTATIONS: list[Mutation] = []
 Norm = dict[str, Any]
 
 
 def of_norm(name: str) -> Callable[[Callable[[Norm], Mapping[str, Any]]], Any]:
-    """A mistake in the formula: other numbers for one batch norm (gamma, beta, mean, variance, epsilon; `raw` is what
-    reaches it), and then a correct fold."""
+    """A mistake in the formula: other numbers for one batch norm (gamma, beta, mean, variance, epsilon, in float64),
+    and then a correct fold."""
 
     def register(wrong: Callable[[Norm], Mapping[str, Any]]) -> Any:
         def spoil(pair: Pair, site: Site) -> onnx.ModelProto:
@@ -316,17 +215,31 @@ def _pads(graph: Graph, node: str, original: Graph) -> None:
     graph.set_attribute(node, "pads", [*(begin - 1 for begin in pads[:half]), *(end + 1 for end in pads[half:])])
 
 
-@of_linear("scale on the axis of the inputs")
-def _axis(graph: Graph, node: str, original: Graph) -> None:
-    """The stored weight over the original is the scale; both have as many inputs as outputs."""
+def scale(graph: Graph, node: str, original: Graph) -> Array:
+    """What folding multiplied each output channel by: read where the weight is largest."""
     axis = output_axis(graph, node)
     before, after = (np.moveaxis(each.read(node, 1).astype(np.float64), axis, 0) for each in (original, graph))
-    if before.ndim < 2 or before.shape[0] != before.shape[1]:
+    before, after = before.reshape(len(before), -1), after.reshape(len(after), -1)
+    largest_of_each = np.arange(len(before)), np.abs(before).argmax(axis=1)
+    return np.asarray(after[largest_of_each] / before[largest_of_each])
+
+
+@of_linear("bias unscaled")
+def _bias_unscaled(graph: Graph, node: str, original: Graph) -> None:
+    bias = original.read(node, 2).astype(np.float64)
+    if not bias.any():
         raise Unfit
-    index = np.abs(before).reshape(len(before), -1).argmax(axis=1)
-    flat_before, flat_after = before.reshape(len(before), -1), after.reshape(len(after), -1)
-    scale = flat_after[np.arange(len(index)), index] / flat_before[np.arange(len(index)), index]
-    rows(graph, node, lambda _: before * scale.reshape(1, -1, *[1] * (before.ndim - 2)))
+    graph.write(node, 2, graph.read(node, 2) + bias * (1 - scale(graph, node, original)))
+
+
+@of_linear("scale on the axis of the inputs")
+def _axis(graph: Graph, node: str, original: Graph) -> None:
+    axis = output_axis(graph, node)
+    before = np.moveaxis(original.read(node, 1).astype(np.float64), axis, 0)
+    if before.shape[0] != before.shape[1]:
+        raise Unfit
+    factors = scale(graph, node, original).reshape(1, -1, *[1] * (before.ndim - 2))
+    rows(graph, node, lambda _: before * factors)
 
 
 @of_linear("stale copy of the weight")

@@ -5,8 +5,9 @@
     python benchmarks/power.py --cache zoo --doc docs/power.md                 the page of the documentation
 
 Five networks of `zoo.py` (`networks.py` builds them), each folded by bnfold and then spoilt in one place
-(`mutations.py`); a mutation goes to `--spread` of the networks in turn. `bnfold.check(original, mutant)` gets the two
-models and nothing else: no record of what was folded. The same pairs go to what else there is, at its defaults:
+(`mutations.py`, `spoiling.py`); a mutation goes to `--spread` of the networks in turn. `bnfold.check(original, mutant)`
+gets the two models and nothing else: no record of what was folded. The same pairs go to what else there is, at its
+defaults:
 
 - `torch.testing.assert_close` on the outputs of onnxruntime for one normal input;
 - Polygraphy's comparator on the same outputs;
@@ -33,7 +34,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from mutations import MUTATIONS, Mutant, Mutation, Pair
+from mutations import MUTATIONS
+from spoiling import Mutant, Mutation, Pair
 
 import bnfold
 

@@ -37,7 +37,7 @@ def network() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def pair(bench: Any, network: onnx.ModelProto) -> Any:
-    return bench("mutations").Pair.of(network)
+    return bench("spoiling").Pair.of(network)
 
 
 def test_the_correct_fold_is_that(bench: Any, pair: Any) -> None:
@@ -61,7 +61,7 @@ def test_every_mutation_is_a_difference(bench: Any, pair: Any) -> None:
 def test_a_network_without_the_place_has_no_mutant(bench: Any) -> None:
     net = Net()
     net.batch_norm(net.conv("x", 3, 4, kernel=(1, 1)), 4)
-    pair = bench("mutations").Pair.of(net.model({"x": (1, 3, 4, 4)}))
+    pair = bench("spoiling").Pair.of(net.model({"x": (1, 3, 4, 4)}))
     found = {mutation.name for mutation in bench("mutations").MUTATIONS if pair.mutated(mutation, 0) is None}
     assert found >= {"wrong group", "kernel flipped", "pads shifted by one", "the activation behind it dropped"}
 
