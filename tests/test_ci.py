@@ -176,16 +176,14 @@ def document(root: Path) -> list[Block]:
     return blocks((root / "docs" / "ci.md").read_text())
 
 
-def test_the_commands_succeed_and_print_what_is_shown(document: list[Block], tmp_path: Path) -> None:
+def test_what_the_document_shows_succeeds_in_order(document: list[Block], tmp_path: Path) -> None:
+    """The commands print what is shown, and the test passes on the files that they leave."""
     commands = [session for block in document if block.language == "console" for session in sessions(block)]
     assert len(commands) > 4
     for session in commands:
         printed = [shape(line) for line in run(["sh", "-c", session.command], tmp_path).splitlines()]
         for line in session.shown:
             assert shape(line) in printed, f"$ {session.command}\ndoes not print: {line}"
-
-
-def test_the_test_in_the_document_passes(document: list[Block], tmp_path: Path) -> None:
     (program,) = (block for block in document if block.language == "python")
     (tmp_path / "test_example.py").write_text(program.text)
     assert "1 passed" in run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
