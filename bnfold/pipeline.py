@@ -21,6 +21,7 @@ from bnfold.loading import Loaded, Source, load, sha256
 from bnfold.loading.suggestions import command
 from bnfold.outcome import FoldReport
 from bnfold.programs import as_program
+from bnfold.reports import baseline as baselines
 from bnfold.reports.findings import findings
 from bnfold.reports.ranges import ranges
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
@@ -111,10 +112,21 @@ def run_inspect(
     source: Source = Source(),
     run_options: RunOptions = RunOptions(),
     fold_options: FoldOptions = FoldOptions(),
+    baseline: Path | None = None,
+    accept: tuple[str, ...] = (),
 ) -> None:
-    """Say what would fold and why the rest would not; nothing is run, changed or written."""
+    """Say what would fold and why the rest would not; nothing is run, changed or written.
+
+    Raises `PolicyViolation` where a batch norm that folded in the report `baseline` would not, for a reason whose code
+    is not in `accept`.
+    """
+    former = baselines.read(baseline) if baseline else None
     side = _side(_load(run, path, source), source, run_options)
-    _fold(run, side.dialect, side.model, fold_options)
+    _, report = _fold(run, side.dialect, side.model, fold_options)
+    if former is not None:
+        found = baselines.regressions(report, former, accept)
+        run.findings += found
+        baselines.enforce(report, former, found)
 
 
 def run_check(

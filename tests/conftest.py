@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before any test imports a framework: workers share the cores, and captured output holds no escape codes.
+# Before any test imports a framework: workers share the cores, and captured output holds no escape codes and
+# no annotations.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "120"
-os.environ.pop("FORCE_COLOR", None)
+for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+    os.environ.pop(name, None)
 
 settings.register_profile("bnfold", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("bnfold")

@@ -135,7 +135,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (["fold", "a.onnx", "--accept", "padded-boarder"], "did you mean padded-border?"),
         (["fold", "a.onnx", "--report", "r.html"], "writes: .json, .md, .xml"),
         (["export", "a.pt", "--arch-arg", "depth"], "'depth' is not of the form KEY=VALUE"),
-        (["inspect", "a.onnx", "--baseline", "r.json"], "--baseline is not available in this version"),
+        (["inspect", "a.onnx", "--baseline", "r.json", "--report", "r.json"], "would overwrite the baseline"),
         (["inspect", "a.onnx", "--fail-on", "error"], "--fail-on is not available in this version"),
         (["check", "a", "b", "--verify-certificate", "c", "--certificate", "d"], "written or verified, not both"),
         (["check", "a", "--verify-certificate", "c.json"], "needs two models, REFERENCE and CANDIDATE"),

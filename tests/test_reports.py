@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from lxml import etree
 
 from bnfold.benchmark import Benchmark, Compared, Comparison, Interval, Measured
 from bnfold.errors import BnfoldError, EnvironmentFailure, Exit, NotEquivalent, NoVerdict, PolicyViolation, UsageError
@@ -389,23 +389,35 @@ def test_markdown_escapes_what_would_break_a_table() -> None:
     assert "a\\|b" in row
 
 
-def junit_suite(report: Report) -> ElementTree.Element:
-    """The suite, after checking the shape that the common schema of JUnit files demands."""
-    suite = ElementTree.fromstring(junit.render(report))
-    assert suite.tag == "testsuite"
-    assert set(suite.attrib) == {
-        *("name", "timestamp", "hostname", "tests", "failures", "errors", "skipped", "time"),
-    }
-    tags = [child.tag for child in suite]
-    cases = suite.findall("testcase")
-    assert tags == ["properties", *["testcase"] * len(cases), "system-out", "system-err"]
-    assert int(suite.attrib["tests"]) == len(cases)
+JUNIT = etree.XMLSchema(etree.parse(Path(__file__).with_name("junit.xsd")))
+
+
+def junit_suite(report: Report) -> Any:
+    """The suite, which the schema of JUnit files accepts and whose counts are those of its cases."""
+    suite = etree.fromstring(junit.render(report).encode())
+    JUNIT.assertValid(suite)
+    assert int(suite.attrib["tests"]) == len(suite.findall("testcase"))
     for word, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         assert int(suite.attrib[word]) == len(suite.findall(f"testcase/{tag}"))
-    for case in cases:
-        assert set(case.attrib) == {"classname", "name", "time"}
-        assert [child.tag for child in case] in ([], ["failure"], ["error"], ["skipped"], ["system-out"])
     return suite
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ('time="1.250"', 'time="-1"'),
+        ("2026-01-02T03:04:05", "2026-01-02T03:04:05+00:00"),
+        (' hostname="localhost"', ""),
+        ("<skipped ", "<ignored "),
+        ("<system-err />", ""),
+        ("<properties>", "<testcase name='a' classname='b' time='0' /><properties>"),
+        ('classname="bnfold.check"', ""),
+    ],
+)
+def test_the_schema_of_junit_files_refuses(right: str, wrong: str) -> None:
+    text = junit.render(report_of(full_run()))
+    assert right in text
+    assert not JUNIT.validate(etree.fromstring(text.replace(right, wrong).encode()))
 
 
 def test_junit_has_a_case_per_layer_and_per_batch_norm() -> None:

@@ -145,19 +145,26 @@ def inspect(
     baseline: Annotated[
         Path | None,
         typer.Option(
-            "--baseline", metavar="REPORT.json", help="Exit 3 if worse than this report (not in this version)."
+            "--baseline", metavar="REPORT.json", help="Exit 3 if a batch norm stays that folded in this report."
         ),
     ] = None,
 ) -> Job:
     """Say what would fold, what would not, and why."""
 
     def work(record: Run) -> None:
-        _refuse_given({"--fail-on": fail_on, "--baseline": baseline})
+        _refuse_given({"--fail-on": fail_on})
         from bnfold import pipeline
 
-        pipeline.run_inspect(record, model, source=source.source(inputs.words()), run_options=inputs.options())
+        pipeline.run_inspect(
+            record,
+            model,
+            source=source.source(inputs.words()),
+            run_options=inputs.options(),
+            baseline=baseline,
+            accept=tuple(policy.accept),
+        )
 
-    return Job("inspect", report, work, (model,), policy)
+    return Job("inspect", report, work, (model,), policy, baseline=baseline)
 
 
 @app.command(cls=Command)

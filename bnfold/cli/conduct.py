@@ -61,7 +61,7 @@ def _usable_reports(job: Job) -> tuple[list[Path], list[BnfoldError]]:
 def _refuse_report(job: Job, path: Path) -> None:
     from bnfold.reports.files import refuse_unusable
 
-    refuse_unusable(path, job.models)
+    refuse_unusable(path, job.models, job.baseline)
 
 
 def _refuse_unknown_codes(job: Job) -> None:
@@ -87,22 +87,27 @@ def _publish(
     failures: list[BnfoldError],
     files: Sequence[Path],
 ) -> Exit:
-    """Files first, then the terminal, then stdout's JSON, which knows of every failure before it; then the errors."""
+    """Files first, then the terminal, then stdout's JSON, which knows of every failure before it; then the errors, and
+    on stderr what GitHub shows of all that, so that `--json` leaves nothing but JSON on stdout."""
+    from bnfold.reports import github
     from bnfold.reports.files import write
     from bnfold.reports.report import Report
 
     report = Report(run, tuple(argv), started, elapsed, tuple(failures), job.policy.policy())
+    if job.show is None and (unwritten := github.append_summary(report)):
+        run.warn("step-summary", unwritten)
     steps = [*(partial(write, path=path) for path in files), partial(_show, job=job), partial(_print_json, job=job)]
     for step in steps:
         report = replace(report, failures=(*report.failures, *_attempt(partial(step, report))))
     for error in report.ordered_failures:
         say(error, debug=job.flags.debug)
+    emit(github.commands(report, quiet=job.flags.quiet), sys.stderr)
     return report.exit_code
 
 
 def _show(report: Report, job: Job) -> None:
     """The report for people: on stdout, or on stderr where stdout is for programs."""
-    from bnfold.reports import console
+    from bnfold.reports import console, github
 
     if job.flags.quiet:
         return
@@ -110,7 +115,7 @@ def _show(report: Report, job: Job) -> None:
     if job.show is not None:
         emit(job.show(), stream)
     elif report.tells_something:
-        emit(console.render(report, stream), stream)
+        emit(github.harmless(console.render(report, stream)), stream)
 
 
 def _print_json(report: Report, job: Job) -> None:
@@ -122,9 +127,11 @@ def _print_json(report: Report, job: Job) -> None:
 
 def say(error: BnfoldError, *, debug: bool = False) -> None:
     """The sentence on stderr, and the traceback of an internal error for those who ask."""
+    from bnfold.reports.github import harmless
+
     if debug and isinstance(error, InternalError) and error.__cause__ is not None:
         emit("".join(traceback.format_exception(error.__cause__)), sys.stderr)
-    emit(spoken(error), sys.stderr)
+    emit(harmless(spoken(error)), sys.stderr)
 
 
 def _progress(job: Job) -> Callable[[str], None]:

@@ -12,7 +12,8 @@ from bnfold.run import Run
 
 @dataclass(frozen=True)
 class Job:
-    """`work` fills the run that it is given. `models` are the files it reads and writes, which no report may overwrite.
+    """`work` fills the run that it is given. `models` are the files it reads and writes, which no report may overwrite,
+    nor the `baseline`.
 
     `show` gives the text for the terminal; None stands for the report.
     """
@@ -23,3 +24,4 @@ class Job:
     models: tuple[Path, ...] = ()
     policy: PolicyFlags = field(default_factory=PolicyFlags)
     show: Callable[[], str] | None = None
+    baseline: Path | None = None

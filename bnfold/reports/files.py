@@ -15,8 +15,9 @@ from bnfold.saving import atomic
 KINDS = {".json": "bnfold.reports.json", ".md": "bnfold.reports.markdown", ".xml": "bnfold.reports.junit"}
 
 
-def refuse_unusable(path: Path, models: tuple[Path, ...]) -> None:
-    """Raise, before any work is done, where the report could not be written at its end."""
+def refuse_unusable(path: Path, models: tuple[Path, ...], baseline: Path | None = None) -> None:
+    """Raise, before any work is done, where the report could not be written at its end, or would replace what it is
+    compared with."""
     if path.suffix.lower() not in KINDS:
         raise UsageError(
             f"{path} has a suffix of no kind of report that this version writes: {', '.join(KINDS)}",
@@ -25,6 +26,8 @@ def refuse_unusable(path: Path, models: tuple[Path, ...]) -> None:
         )
     if any(_same(path, model) for model in models):
         raise UsageError(f"the report {path} would overwrite the model", code="report-is-model")
+    if baseline is not None and _same(path, baseline):
+        raise UsageError(f"the report {path} would overwrite the baseline", code="report-is-baseline")
     if path.is_dir():
         raise EnvironmentFailure(f"the report {path} is a directory", code="report-not-writable")
     folder = path.absolute().parent

@@ -1,7 +1,7 @@
 """The report for build servers: one test suite, one test case per layer of the check and per batch norm.
 
-A batch norm that stays is a failure only where the caller said so (`--fail-on-unfolded`); otherwise it is a property of
-the suite. A command that failed as a whole is a test case of its own.
+A batch norm that stays is a failure only where the caller said so (`--fail-on-unfolded`, `--baseline`); otherwise it is
+a property of the suite. A command that failed as a whole is a test case of its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _properties(report: Report) -> Iterator[tuple[str, str]]:
         yield "bnfold.folded", str(run.fold.folded)
         yield "bnfold.left", str(run.fold.left)
     for identity, outcome in _norms(report):
-        if outcome.refusal and not report.violates(outcome):
+        if outcome.refusal and not report.violates(identity, outcome):
             yield f"bnfold.left.{identity}", outcome.refusal.reason.code
 
 
@@ -83,24 +83,23 @@ def _layers(report: Report) -> Iterator[Element]:
     for layer in report.run.check.layers if report.run.check else ():
         case = _case("bnfold.check", layer.layer, layer.elapsed_s)
         if layer.status is Status.FAIL:
-            SubElement(case, "failure", type="not-equivalent", message=clean(layer.because)).text = _measured(layer)
+            SubElement(case, "failure", type="not-equivalent", message=tables.because(layer)).text = _measured(layer)
         elif layer.status is Status.SKIPPED:
-            SubElement(case, "skipped", message=clean(layer.because))
+            SubElement(case, "skipped", message=tables.because(layer))
         else:
-            SubElement(case, "system-out").text = clean(f"{layer.status}: {layer.because}; {_measured(layer)}")
+            SubElement(case, "system-out").text = f"{layer.status}: {tables.because(layer)}; {_measured(layer)}"
         yield case
 
 
 def _measured(layer: Layer) -> str:
-    where = f" at {clean(layer.affine)}" if layer.affine else ""
-    return f"measured {tables.measured(layer) or 'nothing'}{where}"
+    return f"measured {tables.measured(layer) or 'nothing'}"
 
 
 def _affines(report: Report) -> Iterator[Element]:
     for identity, outcome in _norms(report):
         case = _case("bnfold.affine", clean(f"{identity} {outcome.site.module or outcome.site.name}"), 0.0)
         refusal = outcome.refusal
-        if refusal and report.violates(outcome):
+        if refusal and report.violates(identity, outcome):
             message = clean(refusal.reason.message)
             SubElement(case, "failure", type=refusal.reason.code, message=message).text = _stays(refusal)
         else:

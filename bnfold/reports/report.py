@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "bnfold.report/1"
 
+REGRESSED = "baseline-regressed"
+"""The code of the finding that a batch norm folded in the baseline and does not now."""
+
 # Several things may go wrong at once; the first of these is what the process returns.
 PRECEDENCE = (
     Exit.TERMINATED,
@@ -117,8 +120,10 @@ class Report:
             return f"Failed: {self.failure}"
         return "Done."
 
-    def violates(self, outcome: Outcome) -> bool:
-        """Whether this is a batch norm that the policy does not allow to stay."""
+    def violates(self, identity: str, outcome: Outcome) -> bool:
+        """Whether this is a batch norm that the policy, or the baseline, does not allow to stay."""
+        if any(finding.code == REGRESSED and finding.affine == identity for finding in self.run.findings):
+            return True
         refusal = outcome.refusal
         demanded = self.policy.fail_on_unfolded and outcome.is_norm
         return demanded and refusal is not None and refusal.reason.code not in self.policy.accept

@@ -147,6 +147,15 @@ def measured(layer: Layer) -> str:
     return figure(layer.figure) + (f" (limit {figure(layer.limit)})" if layer.limit is not None else "")
 
 
+def because(layer: Layer) -> str:
+    """What a layer of the check says, with the place that it means unless it names that itself."""
+    said, affine = clean(layer.because), clean(layer.affine or "")
+    channel = f", channel {layer.channel}" if layer.channel is not None else ""
+    where = f"{affine}{channel}" if affine else channel.removeprefix(", ")
+    named = affine in said and (layer.channel is None or f"channel {layer.channel}" in said)
+    return f"{said} (at {where})" if where and not named else said
+
+
 def errors(run: Run) -> Iterator[tuple[str, str, str, str]]:
     """Per output: the error against float64 of the original and of the folded model, and their ratio."""
     for output in run.check.outputs if run.check else ():
