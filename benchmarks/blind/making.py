@@ -20,10 +20,12 @@ from typing import Any
 
 import bases
 import harmless
+import harmless_layers
 import numpy as np
 import onnx
 import onnxruntime
 import oracle
+import structures
 import torch
 import wrong
 from surgery import Unfit
@@ -186,7 +188,7 @@ def planned_mutants(small: Models, large: Models, seed: int) -> Iterator[tuple[s
         order = random_of(seed, words).permutation(sorted(small))
         fitting = [name for name in order if changed(words, str(name), change, small, seed) is not None]
         yield from ((words, str(name), change) for name in fitting[:2])
-    for words, names, change in wrong.STRUCTURES:
+    for words, names, change in structures.STRUCTURES:
         yield from ((words, name, change) for name in names)
     names = sorted(large)
     picks = [words for i, words in enumerate(generic) if i % 5 == 0]
@@ -212,7 +214,7 @@ def made_harmless(judge: Judge, small: Models, large: Models, seed: int, scratch
 
 def by_hand(small: Models, large: Models, seed: int) -> Iterator[tuple[str, str, onnx.ModelProto]]:
     names = sorted(large)
-    for i, (words, change) in enumerate(harmless.REWRITES.items()):
+    for i, (words, change) in enumerate(harmless_layers.REWRITES.items()):
         wanted = 12 if change is harmless.own_fold else 3
         order = [str(name) for name in random_of(seed, words).permutation(sorted(small))]
         made = ((name, changed(words, name, change, small, seed)) for name in order)
@@ -257,7 +259,7 @@ def write(folder: Path, number: int, pair: Pair) -> dict[str, Any]:
     place = folder / f"{number:03d}"
     place.mkdir(parents=True)
     onnx.save(pair.reference, place / "reference.onnx")
-    if pair.words == harmless.EXTERNAL:
+    if pair.words == harmless_layers.EXTERNAL:
         onnx.save(pair.candidate, place / "candidate.onnx", save_as_external_data=True, location="candidate.data",
                   size_threshold=0)  # fmt: skip
     else:

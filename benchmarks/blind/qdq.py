@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import oracle
-from bases import FLOAT, Net
+from net import FLOAT, Net
 from surgery import fold
 from trial import RIGHT, check
 
