@@ -29,7 +29,10 @@ class _Evaluator(ReferenceEvaluator):
     """Uses `OPERATORS` in model-local functions too, to which the base class does not pass `new_ops` on."""
 
     def __init__(self, proto: Any, *args: Any, **options: Any) -> None:
-        standard = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=19)
+        standard = max(
+            (entry.version for entry in getattr(proto, "opset_import", ()) if entry.domain in ("", "ai.onnx")),
+            default=19,
+        )
         operators = OPERATORS if standard >= 19 else (*OPERATORS, *BEFORE_19)
         super().__init__(proto, *args, **{**options, "new_ops": list(operators)})
 

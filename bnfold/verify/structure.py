@@ -335,8 +335,12 @@ class Structure:
         inner = self._through(operation.reads[operation.data]) if operation.move else None
         first = self.before.operations.get(inner.node) if isinstance(inner, Wire) and not inner.given else None
         gone = isinstance(inner, Wire) and inner.node not in self.after.operations
-        if first is not None and gone and first.move and operation.move and _undoes(first.move, operation.move):
-            return first.reads[first.data or ""]
+        if first is not None and gone and first.move and operation.move:
+            undoes = _undoes(first.move, operation.move)
+            if undoes is None:
+                raise _Lost(wire.node)
+            if undoes:
+                return first.reads[first.data or ""]
         return wire
 
     @cached_property
@@ -416,12 +420,19 @@ class Structure:
         return read
 
 
-def _undoes(first: Move, second: Move) -> bool:
+def _undoes(first: Move, second: Move) -> bool | None:
+    """Whether the numbers are where they were; None where too few sizes are known to tell. As many numbers as before
+    tell one size: what the others, which are not zero, leave."""
     if first.order is not None and second.order is not None:
-        pairs = len(first.order) == len(second.order)
-        return pairs and all(first.order[second.order[axis]] == axis for axis in range(len(first.order)))
-    reshapes = first.order is None and second.order is None
-    return reshapes and None not in first.before and first.before == second.after
+        alike = len(first.order) == len(second.order)
+        return alike and all(first.order[second.order[axis]] == axis for axis in range(len(first.order)))
+    if first.order is not None or second.order is not None or len(first.before) != len(second.after):
+        return False
+    pairs = list(zip(first.before, second.after, strict=True))
+    unlike = [pair for pair in pairs if pair[0] is None or pair[1] is None or pair[0] != pair[1]]
+    if any(isinstance(one, int) and isinstance(other, int) for one, other in unlike):
+        return False
+    return True if len(unlike) <= 1 and (0, 0) not in pairs else None
 
 
 def _words(read: Read) -> str:

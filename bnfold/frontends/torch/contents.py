@@ -24,7 +24,7 @@ from bnfold.frontends.torch.program import STORED, written_names
 from bnfold.frontends.torch.running import to_array
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
-_MOVES = (*_RESHAPES, "flatten", "unflatten", "squeeze", "unsqueeze")
+_MOVES = (*_RESHAPES, "view_as", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze")
 _SUMS = ("add", "add_", "sub", "sub_")
 _MIXES = (*_SUMS, "rsub", "subtract", "mul", "mul_", "multiply", "div", "div_", "true_divide", "neg", "mm", "matmul")
 _DATA = {"addmm": "mat1", "linear": "input"}
