@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -11,6 +14,8 @@ from bnfold.errors import Rejected
 from bnfold.frontends.onnx import walking
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
+INLINE_BYTES = 256
+"""Tensors that are no larger stay in the model where others go to a file beside it."""
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -39,8 +44,27 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
         path.write_bytes(to_bytes(model))
         return (path,)
     data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name)
+    with _small_tensors_read(model):
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=INLINE_BYTES)
     return (path, data) if data.exists() else (path,)
+
+
+@contextmanager
+def _small_tensors_read(model: ir.Model) -> Iterator[None]:
+    """`ir.save` reads small tensors of other files and closes these, which fails while somebody looks at them."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    small = [(value, tensor) for value in values if (tensor := value.const_value) is not None and _is_small(tensor)]
+    for value, tensor in small:
+        value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+    try:
+        yield
+    finally:
+        for value, tensor in small:
+            value.const_value = tensor
+
+
+def _is_small(tensor: ir.TensorProtocol) -> bool:
+    return isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= INLINE_BYTES
 
 
 def is_one_file(model: ir.Model) -> bool:
