@@ -118,6 +118,15 @@ class _Tree(Generic[N, V]):
             else:
                 yield place, here
 
+    def additions(self, group: Sequence[Branch[N, V]], host: Branch[N, V]) -> int:
+        """How many additions stay if all of a group goes but the host: one with many terms stays without it too."""
+        gone = {branch.place for branch in group if branch is not host}
+        return sum(self._stays(node, gone) for node in (self.root, *self.nested.values()))
+
+    def _stays(self, node: N, gone: set[tuple[N, int]]) -> bool:
+        ports = range(len(_sum(self.graph, node).signs))
+        return sum(not self._is_gone((node, port), gone) for port in ports) > 1
+
     def _is_gone(self, place: tuple[N, int], gone: set[tuple[N, int]]) -> bool:
         if place not in self.nested:
             return place in gone
@@ -164,7 +173,8 @@ def merge_serial(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
     if op.in_axis != second.in_axis:
         return refuse(Reason.AXIS_DIFFERS)
     saved = work(first) + work(second) - work(op)
-    if saved < 0 or any(excess > 0 for excess in (second.window.excess if second.window else ())):
+    addition = op.out_channels if graph.inserts(node, op) else 0
+    if saved < addition or any(excess > 0 for excess in (second.window.excess if second.window else ())):
         return refuse(Reason.MORE_WORK)
     if reason := graph.fits(node, op):
         return refuse(reason)
@@ -220,7 +230,7 @@ def _merged(tree: _Tree[N, V], data: V, group: Sequence[Branch[N, V]]) -> Merge[
     graph, refusal = tree.graph, Refusal(Reason.WINDOWS_DIFFER)
     if Reason.MUTATED_IN_PLACE in graph.uses(data):
         return Refusal(Reason.MUTATED_IN_PLACE)
-    ordered = _ordered(graph, group)
+    ordered = _ordered(tree, group)
     for host in ordered:
         op = None if host.operator is None else graph.read(host.operator)
         if not isinstance(op, LinearOp) or op.window is None:
@@ -232,13 +242,15 @@ def _merged(tree: _Tree[N, V], data: V, group: Sequence[Branch[N, V]]) -> Merge[
     return refusal
 
 
-def _ordered(graph: View[N, V], group: Sequence[Branch[N, V]]) -> list[Branch[N, V]]:
+def _ordered(tree: _Tree[N, V], group: Sequence[Branch[N, V]]) -> list[Branch[N, V]]:
     """The terms in an order that does not depend on how the sum was written: operators first, the one with most work
-    before others; of equals one that takes a bias as it is and shares no weight with others."""
-    return sorted(group, key=lambda branch: _rank(graph, branch))
+    before others; of equals one that takes a bias as it is and shares no weight with others, then one that leaves the
+    fewest additions."""
+    return sorted(group, key=lambda branch: _rank(tree, branch, group))
 
 
-def _rank(graph: View[N, V], branch: Branch[N, V]) -> tuple[Any, ...]:
+def _rank(tree: _Tree[N, V], branch: Branch[N, V], group: Sequence[Branch[N, V]]) -> tuple[Any, ...]:
+    graph = tree.graph
     op = None if branch.operator is None else graph.read(branch.operator)
     if branch.operator is None or not isinstance(op, LinearOp):
         return (2, branch.affine is None)
@@ -246,7 +258,8 @@ def _rank(graph: View[N, V], branch: Branch[N, V]) -> tuple[Any, ...]:
         return (1, graph.position(branch.operator))
     shifted = op.then(ChannelAffine(np.ones(op.out_channels), np.ones(op.out_channels), op.out_axis))
     inserts, shared = graph.inserts(branch.operator, shifted), graph.shared(branch.operator) is not None
-    return (0, -work(op), inserts, shared, op.groups, repr(op.window), graph.position(branch.operator))
+    additions = tree.additions(group, branch)
+    return (0, -work(op), inserts, shared, additions, op.groups, repr(op.window), graph.position(branch.operator))
 
 
 def _operator(graph: View[N, V], branch: Branch[N, V], host: LinearOp) -> LinearOp | Reason:

@@ -247,6 +247,7 @@ def added_biases(model: onnx.ModelProto) -> int:
     products = {node.output[0] for node in model.graph.node if node.op_type == "MatMul"}
     known = {tensor.name for tensor in model.graph.initializer}
     known |= {node.output[0] for node in model.graph.node if node.op_type in ("Constant", "Identity")}
+    known -= {port.name for port in model.graph.input}  # a caller may give another: that is no bias
     additions = [set(node.input) for node in model.graph.node if node.op_type == "Add"]
     return sum(bool(inputs & products) and bool(inputs & known) for inputs in additions)
 

@@ -31,5 +31,23 @@ def fold_model(model: ir.Model, options: FoldOptions = FoldOptions()) -> tuple[i
     if not (report.merges or any(outcome.folded or outcome.lowered for outcome in report.outcomes)):
         return clone(model), report
     sweep(folded, before)
+    _drop_false_claims(folded, constants)
     walking.keep_names(folded, names)
     return folded, report
+
+
+def _drop_false_claims(model: ir.Model, constants: Constants) -> None:
+    """Forget sizes stored with a value that its inputs contradict: in front of other readers they may stop a runtime
+    that has borne with them."""
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is None or value.is_graph_output():
+                continue
+            known = constants.inferred.shape(value)
+            if known is not None and _contradicts(value.shape, known):
+                value.shape = None
+
+
+def _contradicts(claim: ir.Shape, known: tuple[int | str | None, ...]) -> bool:
+    pairs = zip(claim, known, strict=False)
+    return len(claim) != len(known) or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)

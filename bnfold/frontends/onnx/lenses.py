@@ -225,8 +225,10 @@ def gemm(node: ir.Node, look: Looker) -> Spelling | Reason:
         return Reason.NOT_PER_CHANNEL
     weight_slot, bias_slot = Slot(node, 1, real(node, "alpha", 1.0)), Slot(node, 2, real(node, "beta", 1.0))
     in_axis = 0 if integer(node, "transA", 0) else 1
-    grid = (1, weight.shape[0], weight.shape[1], 1)
-    return Spelling(0, weight_slot, weight, bias_slot, bias, grid, swapped, in_axis, 1, False, (channels,), Window())
+    grid, data = (1, weight.shape[0], weight.shape[1], 1), node.inputs[0]
+    # Where nothing else enforces two axes it must stay: a MatMul in its place would take data of any rank.
+    window = None if data is None or look.rank(data) is None else Window()
+    return Spelling(0, weight_slot, weight, bias_slot, bias, grid, swapped, in_axis, 1, False, (channels,), window)
 
 
 def matmul(node: ir.Node, look: Looker) -> Spelling | Reason:
