@@ -16,6 +16,9 @@ from bnfold.verify.sketch import Sketch
 EQUAL = 1e-3
 """Above what rounding does to a value, and below what a mistake worth the name does to a whole tensor."""
 
+NEARER, ROUNDING = 8.0, 1e-6
+"""How many times nearer another value must be to be the one that is meant, and what rounding alone explains."""
+
 SIMILAR = 0.7
 """Two values without anything in common differ by √2 of their size."""
 
@@ -26,7 +29,8 @@ def match(reference: Sketches, candidate: Sketches, given: Mapping[str, str] = {
     """Pairs of equal values in topological order of the reference, each value in one pair. `given` are pairs already.
 
     Of several equal values those of one name are paired, then the last with the last: where one model has an operator
-    more that did nothing to this input, both values are taken behind it.
+    more that did nothing to this input, both values are taken behind it. Values are equal only if none is much nearer:
+    a batch norm that was hardly trained does almost nothing, yet what is before it is not what is behind it.
     """
     found = dict(given)
     found |= _named(reference, candidate, found)
@@ -38,7 +42,9 @@ def match(reference: Sketches, candidate: Sketches, given: Mapping[str, str] = {
         if name in found or not sketch.tells:
             continue
         others = by_shape[sketch.shape]
-        equal = next((other for other in reversed(others) if sketch.difference(candidate[other]) <= EQUAL), None)
+        gaps = {other: sketch.difference(candidate[other]) for other in others}
+        limit = _limit(gaps.values())
+        equal = next((other for other in reversed(others) if gaps[other] <= limit), None)
         if equal is not None:
             found[name] = equal
             others.remove(equal)
@@ -47,12 +53,23 @@ def match(reference: Sketches, candidate: Sketches, given: Mapping[str, str] = {
 
 def _named(reference: Sketches, candidate: Sketches, found: Mapping[str, str]) -> dict[str, str]:
     taken = set(found.values())
+    by_shape = defaultdict(list)
+    for sketch in reference.values():
+        if sketch.tells:
+            by_shape[sketch.shape].append(sketch)
     return {
         name: name
         for name, sketch in reference.items()
         if name not in found and name in candidate and name not in taken
-        if sketch.tells and candidate[name].tells and sketch.difference(candidate[name]) <= EQUAL
+        if sketch.tells and candidate[name].tells and sketch.shape == candidate[name].shape
+        if sketch.difference(candidate[name])
+        <= _limit(each.difference(candidate[name]) for each in by_shape[sketch.shape])
     }
+
+
+def _limit(gaps: Iterable[float]) -> float:
+    """Up to where a value is equal to another, given how near the values are that it could be."""
+    return min(EQUAL, max(NEARER * min(gaps, default=0.0), ROUNDING))
 
 
 def similar(reference: Sketches, candidate: Sketches, mine: Iterable[str], others: Iterable[str]) -> dict[str, str]:
