@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy_onnx
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from licences import assert_licensed
 from merge_cases import PARALLEL, ROWS, InTorch, Row, in_onnx
 from onnx import TensorProto, helper
+from onnx_build import Net, run64
 from random_onnx import disguised
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -23,6 +25,7 @@ from torch.utils import _pytree as pytree
 from bnfold.evidence import Evidence, StoredLinear, StoredWindow
 from bnfold.frontends import onnx as stored
 from bnfold.frontends import torch as frontend
+from bnfold.graph import Reason
 from bnfold.outcome import Combined, FoldReport, Term
 from bnfold.verify.certificate import derive
 from bnfold.verify.result import Status
@@ -353,3 +356,71 @@ def test_the_other_spelling_is_another_one() -> None:
     folded, _ = folded_proto(others[0], row)
     with pytest.raises(AssertionError):
         assert kinds(folded) == kinds(others[0])
+
+
+# what only an ONNX model can say
+
+
+def merged_from(builder: Net, shape: Sequence[int | str] | None, **more: Any) -> tuple[ir.Model, list[Reason]]:
+    """What is left of a model, and why no more of it was merged."""
+    model = ir.from_proto(builder.model({"x": shape}, **more))
+    folded, report = stored.fold_model(model)
+    feeds = {
+        "x": np.random.default_rng(1).normal(size=[size if isinstance(size, int) else 2 for size in shape or (2, 4)])
+    }
+    assert_same(run64(model, feeds), run64(folded, feeds))
+    assert_certified(stored.evidence(model), stored.evidence(folded), report)
+    return folded, [each.refusal.reason for each in report.unmerged]
+
+
+def product(builder: Net, x: str, ins: int, outs: int, name: str) -> str:
+    return builder.node("MatMul", [x, builder.constant(f"{name}.w", builder.numbers(ins, outs))], name)
+
+
+def gemm_and_product(between: int) -> Net:
+    builder = Net(dtype=TensorProto.DOUBLE)
+    weights = builder.constant("w", builder.numbers(4, between)), builder.constant("b", builder.numbers(between))
+    product(builder, builder.node("Gemm", ["x", *weights], "gemm"), between, 4, "last")
+    builder.node("Relu", ["last"])
+    return builder
+
+
+def kinds_of(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize(("between", "left"), [(2, ("Gemm", "MatMul")), (3, ("MatMul", "Add"))])
+def test_a_bias_that_needs_a_node_is_work(between: int, left: tuple[str, ...]) -> None:
+    folded, reasons = merged_from(gemm_and_product(between), ("n", 4))
+    assert kinds_of(folded) == Counter((*left, "Relu"))
+    assert reasons == [Reason.MORE_WORK] * (between == 2)
+
+
+def test_a_gemm_stays_where_it_alone_enforces_two_axes() -> None:
+    folded, reasons = merged_from(gemm_and_product(8), None)
+    assert kinds_of(folded) == {"Gemm": 1, "MatMul": 1, "Relu": 1}
+    assert reasons == [Reason.WINDOWS_DIFFER]
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_which_of_two_equals_stays_is_no_matter_of_order(names: str) -> None:
+    builder = Net(dtype=TensorProto.DOUBLE)
+    for name in names:
+        product(builder, "x", 4, 4, name)
+    terms = ["a", builder.node("Relu", ["x"]), builder.node("Sigmoid", ["x"])]
+    builder.node("Add", [builder.node("Sum", terms), "b"])
+    folded, _ = merged_from(builder, ("n", 4))
+    assert kinds_of(folded) == {"MatMul": 1, "Relu": 1, "Sigmoid": 1, "Sum": 1}
+
+
+def test_sizes_that_are_not_so_go_and_those_that_are_stay() -> None:
+    builder = Net(dtype=TensorProto.DOUBLE)
+    both = builder.node("Add", [product(builder, "x", 4, 4, "lin"), "x"], "both")
+    builder.node("Relu", [builder.node("Sigmoid", [both], "bent")])
+    sizes = {"lin": ["n", 5, 4], "bent": ["n", 3, 4], "both": ["n", 4, 1, 1]}
+    claims = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, shape) for name, shape in sizes.items()]
+    folded, _ = merged_from(builder, ("n", 3, 4), value_info=claims)
+    found = {value.name: value.shape for node in folded.graph for value in node.outputs}
+    assert kinds_of(folded) == {"MatMul": 1, "Sigmoid": 1, "Relu": 1}
+    assert found["lin"] is None
+    assert found["bent"] == ["n", 3, 4]
