@@ -158,9 +158,14 @@ def _check_graph_module(drawn: Drawn, tally: Graphs, examples: tuple[Tensor, ...
 
 
 def _compare_with_double(drawn: Drawn, folded: fx.GraphModule) -> None:
-    """A float32 graph against the same in float64."""
+    """A float32 graph against the same in float64, unless that is another function: a cast to float32 copies only
+    doubles, and what is written into a copy is not seen elsewhere."""
     doubled = copy.deepcopy(drawn.module).double()
     if exact := _possible(doubled, [each.double() for each in drawn.inputs[0]]):
+        try:
+            compare(_outputs_alone(exact), _outputs_alone(run(drawn.module, drawn.inputs[0])), drawn, same_type=False)
+        except Wrong:
+            return
         ran = run(folded, drawn.inputs[0])
         compare(_outputs_alone(exact), _outputs_alone(ran), drawn, same_type=False)
 

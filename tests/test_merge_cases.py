@@ -424,3 +424,15 @@ def test_sizes_that_are_not_so_go_and_those_that_are_stay() -> None:
     assert kinds_of(folded) == {"MatMul": 1, "Sigmoid": 1, "Relu": 1}
     assert found["lin"] is None
     assert found["bent"] == ["n", 3, 4]
+
+
+def test_a_convolution_that_pads_nothing_may_name_a_mode_of_padding() -> None:
+    """Once it takes in one that pads zeros, it pads zeros."""
+    torch.manual_seed(0)
+    front = nn.Conv2d(2, 2, 3, padding=1)
+    module = nn.Sequential(front, nn.Conv2d(2, 2, 1, padding_mode="circular"), nn.ReLU()).eval().double()
+    with torch.no_grad():
+        images = torch.randn(2, 2, 5, 6, dtype=torch.float64)
+        folded, report = frontend.fold_module(fx.symbolic_trace(module), (images,))
+        assert len(report.merges) == 1
+        torch.testing.assert_close(folded(images), module(images))

@@ -197,7 +197,7 @@ def _set_window(part: Any, window: Window, groups: int) -> None:
     part.kernel_size, part.stride, part.dilation, part.groups = window.kernel, window.stride, window.dilation, groups
     if window.before != window.after:
         return
-    part.padding = window.before
+    part.padding, part.padding_mode = window.before, "zeros"  # what padded nothing may have named another mode
     part._reversed_padding_repeated_twice = [size for size in reversed(window.before) for _ in range(2)]
 
 
