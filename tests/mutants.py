@@ -399,7 +399,7 @@ MERGING = tuple(
         ),
         # the rules
         Mutant("a sum may add work", "merging.py", "if work(both) > work(total) + _cost(branch, op):", "if False:"),
-        Mutant("a product may add work", "merging.py", "if saved < 0 or any(", "if any("),
+        Mutant("a product may add work", "merging.py", "if saved < addition or any(", "if any("),
         Mutant(
             "what is between two operators is read elsewhere",
             "merging.py",
