@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -91,7 +92,13 @@ def check_folded(
 
 
 def _check_recorded(
-    original: Side, folded: Side, records: Records, fold_options: FoldOptions, run_options: RunOptions, plan: CheckPlan
+    original: Side,
+    folded: Side,
+    records: Records,
+    fold_options: FoldOptions,
+    run_options: RunOptions,
+    plan: CheckPlan,
+    known: Sequence[Layer] = (),
 ) -> Verification:
     dialect = original.dialect
 
@@ -99,7 +106,7 @@ def _check_recorded(
         return dialect.exact(dialect.fold(dialect.as_float64(original.model), fold_options)[0])
 
     plan = replace(plan, facts=facts_of(original, folded))
-    return check_fold(original.subject(run_options), folded.subject(run_options), unrounded, records, plan)
+    return check_fold(original.subject(run_options), folded.subject(run_options), unrounded, records, plan, known)
 
 
 def facts_of(original: Side, folded: Side) -> tuple[list[str], list[str]]:
@@ -150,13 +157,14 @@ def check_models(
     """
     plan = replace(plan_of(candidate.dialect, run_options, check), tolerance=tolerance, min_top1=min_top1)
     if remade := _remade(reference, candidate, plan):
-        records, fold_options = remade
-        return _check_recorded(reference, candidate, records, fold_options, run_options, plan)
+        records, fold_options, known = remade
+        return _check_recorded(reference, candidate, records, fold_options, run_options, plan, known)
     return check_pair(reference.subject(run_options), candidate.subject(run_options), plan)
 
 
-def _remade(reference: Side, candidate: Side, plan: CheckPlan) -> tuple[Records, FoldOptions] | None:
-    """The records of the fold that makes the second model of the first; None where no way of folding does.
+def _remade(reference: Side, candidate: Side, plan: CheckPlan) -> tuple[Records, FoldOptions, Sequence[Layer]] | None:
+    """The records of the fold that makes the second model of the first, how it was folded, and L0 and L1 by them; None
+    where no way of folding does.
 
     A model is folded in memory, so this is not tried where much of its weights changed.
     """
@@ -174,7 +182,7 @@ def _remade(reference: Side, candidate: Side, plan: CheckPlan) -> tuple[Records,
         records = replace(known, report=report)
         layers = static_layers(*signatures, records, facts_of(reference, candidate), plan.probes.seed)
         if all(layer.status is Status.PASS for layer in layers):
-            return records, options
+            return records, options, layers
     return None
 
 

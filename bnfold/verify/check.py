@@ -66,13 +66,15 @@ def check_fold(
     unrounded: Callable[[], Runner],
     records: Records,
     plan: CheckPlan = CheckPlan(),
+    known: Sequence[Layer] = (),
 ) -> Verification:
     """Check a fold of `reference`; `unrounded` prepares the same fold made and executed in float64.
 
+    `known` are L0 and L1 of these records, where somebody has derived them already.
     Raises `UsageError` for inputs that cannot be meant and `EnvironmentFailure` for a missing provider; every other
     trouble is in the verdict.
     """
-    layers = static_layers(reference.signature, candidate.signature, records, plan.facts, plan.probes.seed)
+    layers = [*known] or static_layers(reference.signature, candidate.signature, records, plan.facts, plan.probes.seed)
     execution = Execution.of(reference, candidate, unrounded, plan, strict=True)
     execution.look_between = lambda: between_decisions(reference, candidate, execution)
     found = _executed(layers, execution, lambda: examine(reference, candidate, execution, records.report))

@@ -46,11 +46,5 @@ def _decisions(both: Both) -> dict[str, str] | None:
 
 
 def _measure(both: Both, cuts: dict[str, str], end: Pair, found: EndToEnd, seed: int) -> None:
-    stretch = both.stretch(cuts, end)
-    natural = both.natural(stretch)
-    first, second = both.parts(stretch)
-    exact, before, after = first.exact(), first.actual(), second.actual()
-    for feeds in (*([] if natural is None else [natural]), *both.drawn(stretch, seed)):
-        mine = {name: feeds[name] for name in stretch.before.inputs}
-        theirs = after(both.translated(stretch, feeds))[end[1]]
-        found.add(exact(mine), before(mine), {end[0]: theirs})
+    for _, *results in both.results(both.stretch(cuts, end), seed):
+        found.add(*({end[0]: result} for result in results))

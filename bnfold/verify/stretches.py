@@ -140,24 +140,32 @@ class Both:
 
     def noises(self, stretch: Stretch, seed: int) -> list[Noise]:
         """The noise on natural and on dense numbers. Raises `NoVerdict` where one of both parts cannot run."""
-        natural = self.natural(stretch)
-        first, second = self.parts(stretch)
-        exact, before, after = first.exact(), first.actual(), second.actual()
         dtype = max(
             (self.reference.tissue.floats[stretch.before.output], self.candidate.tissue.floats[stretch.after.output]),
             key=lambda name: EPSILONS[name],
         )
-        found = []
-        for samples in ([] if natural is None else [natural], self.drawn(stretch, seed)):
-            noise = Noise(dtype)
-            for feeds in samples:
-                mine = {name: feeds[name] for name in stretch.before.inputs}
-                truth, seen = exact(mine)[stretch.before.output], before(mine)[stretch.before.output]
-                noise.add(truth, seen, after(self.translated(stretch, feeds))[stretch.after.output])
-            found.append(noise)
-        return found
+        natural, dense = Noise(dtype), Noise(dtype)
+        for is_natural, *results in self.results(stretch, seed):
+            (natural if is_natural else dense).add(*results)
+        return [natural, dense]
 
-    def translated(self, stretch: Stretch, feeds: Mapping[str, Any]) -> Arrays:
+    def results(self, stretch: Stretch, seed: int) -> Iterator[tuple[bool, Any, Any, Any]]:
+        """What both make of natural and of dense numbers: whether they are natural, the reference in float64, the
+        reference and the candidate in the runtime. Raises `NoVerdict` where one of both parts cannot run."""
+        recorded = self.natural(stretch)
+        first, second = self.parts(stretch)
+        exact, before, after = first.exact(), first.actual(), second.actual()
+        mine, theirs = stretch.end
+        for feeds in (*([] if recorded is None else [recorded]), *self.drawn(stretch, seed)):
+            given = {name: feeds[name] for name in stretch.before.inputs}
+            yield (
+                feeds is recorded,
+                exact(given)[mine],
+                before(given)[mine],
+                after(self._translated(stretch, feeds))[theirs],
+            )
+
+    def _translated(self, stretch: Stretch, feeds: Mapping[str, Any]) -> Arrays:
         """The numbers by the names, and in the types, of the candidate."""
         floats = self.candidate.tissue.floats
         renamed = {other: feeds[mine] for mine, other in stretch.reads.items() if other in stretch.after.inputs}
