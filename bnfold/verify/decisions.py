@@ -79,8 +79,11 @@ def rows(exact: Array, reference: Array, candidate: Array, numbers: Array, epsil
     lost = _matched(reference, candidate, allowed) < 0
     gained = _matched(candidate, reference, allowed) < 0
     sure, wanted = linked >= 0, _matched(candidate, exact, allowed) >= 0
-    excused = int((lost & ~sure).sum()) + int((gained & wanted).sum())
-    return Tally(max(len(reference), len(candidate)), int(lost.sum() + gained.sum()) - excused, excused)
+    differ, excused = (
+        max(int(one.sum()), int(other.sum()))  # a row that was replaced is lost on one side and gained on the other
+        for one, other in ((lost & sure, gained & ~wanted), (lost & ~sure, gained & wanted))
+    )
+    return Tally(max(len(reference), len(candidate)), differ, excused)
 
 
 def _matched(first: Array, second: Array, allowed: Array) -> NDArray[np.int64]:
