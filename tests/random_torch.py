@@ -154,10 +154,10 @@ def _check_graph_module(drawn: Drawn, tally: Graphs, examples: tuple[Tensor, ...
     _demand_settled(bnfold.fold(folded.model, examples))
     tally.note(folded.report)
     if drawn.lowest is torch.float32:
-        _compare_with_double(drawn, folded.model)
+        _compare_with_double(drawn, folded.model, tally)
 
 
-def _compare_with_double(drawn: Drawn, folded: fx.GraphModule) -> None:
+def _compare_with_double(drawn: Drawn, folded: fx.GraphModule, tally: Graphs) -> None:
     """A float32 graph against the same in float64, unless that is another function: a cast to float32 copies only
     doubles, and what is written into a copy is not seen elsewhere."""
     doubled = copy.deepcopy(drawn.module).double()
@@ -165,6 +165,7 @@ def _compare_with_double(drawn: Drawn, folded: fx.GraphModule) -> None:
         try:
             compare(_outputs_alone(exact), _outputs_alone(run(drawn.module, drawn.inputs[0])), drawn, same_type=False)
         except Wrong:
+            tally.counts["another function in double"] += 1
             return
         ran = run(folded, drawn.inputs[0])
         compare(_outputs_alone(exact), _outputs_alone(ran), drawn, same_type=False)
