@@ -7,7 +7,7 @@ round after each fold.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -41,12 +41,16 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
     refused: dict[N, Refusal] = {
         node: Refusal(Reason.EXCLUDED) for node in graph.affines() if not _wanted(graph.site(node), options)
     }
+    closed: set[Hashable] = set()
+    too_large: dict[N, Refusal] = {}
     while True:
-        plan, refusals = decide(graph, refused, merge=options.merge == "auto")
-        over = _over_budget(plan, options.max_growth)
-        if not over:
+        plan, refusals = decide(graph, refused, merge=options.merge == "auto", closed=closed)
+        costliest = _over_budget(plan, options.max_growth)
+        if costliest is None:
             break
-        refused |= {node: Refusal(Reason.GROWTH_BUDGET) for node in over}
+        closed.add(costliest)
+        too_large |= dict.fromkeys(_writing(plan, costliest), Refusal(Reason.GROWTH_BUDGET))
+    refusals |= {node: refusal for node, refusal in too_large.items() if node in refusals}
     if options.leftover == "affine":
         _lower(plan, refusals)
     report = _report(plan, refusals)
@@ -57,13 +61,14 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
 
 
 def decide(
-    graph: Graph[N, V], refused: Mapping[N, Refusal], *, merge: bool = True
+    graph: Graph[N, V], refused: Mapping[N, Refusal], *, merge: bool = True, closed: Set[Hashable] = frozenset()
 ) -> tuple[Plan[N, V], dict[N, Refusal]]:
-    """The fixpoint of the rules, nothing touched: the plan, and why each affine outside it stays.
+    """The fixpoint of the rules, nothing touched: the plan, and why each affine outside it stays. Shared weights in
+    `closed` are not rewritten.
 
     Affines enter producers first to last and consumers last to first, so that a chain settles in one round.
     """
-    plan = Plan(graph, refused.keys())
+    plan = Plan(graph, refused.keys(), closed)
     order = [node for node in graph.affines() if node not in refused]
     while True:
         settled = len(plan.gone), len(plan.taken)
@@ -166,17 +171,17 @@ def _wanted(site: Site, options: FoldOptions) -> bool:
     return (not options.include or named(options.include)) and not named(options.exclude)
 
 
-def _over_budget(plan: Plan[N, V], max_growth: float) -> set[N]:
-    """The affines to give up if copies of shared weights exceed the budget: those of the costliest weight."""
+def _over_budget(plan: Plan[N, V], max_growth: float) -> Hashable | None:
+    """The shared weight of which copies cost most, if copies exceed the budget."""
     copies = plan.copies()
     if sum(copies.values()) <= max(max_growth - 1, 0) * plan.parameter_bytes():
-        return set()
-    costliest = max(copies, key=lambda key: copies[key])
-    merges = [taken.into for taken in plan.taken if isinstance(taken, Merge)]
-    steps = {
-        node for node, step in plan.gone.items() if any(_reads(plan, writer, costliest) for writer, _ in step.writes)
-    }
-    return steps | {node for node in merges if _reads(plan, node, costliest)}
+        return None
+    return max(copies, key=lambda key: copies[key])
+
+
+def _writing(plan: Plan[N, V], key: Hashable) -> list[N]:
+    """The affines that operators with this weight take in."""
+    return [node for node, step in plan.gone.items() if any(_reads(plan, writer, key) for writer, _ in step.writes)]
 
 
 def _reads(plan: Plan[N, V], node: N, key: Hashable) -> bool:

@@ -19,13 +19,14 @@ class Plan(Generic[N, V]):
     """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched.
 
     `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
-    `kept` are affines that must stay as they are, and operators that must not take in others. `moved` tells of an
+    `kept` are affines that must stay as they are, `closed` shared weights that must not be rewritten. `moved` tells of an
     operator that was merged which one has taken it in, `left` of a sum which of its terms stay, `unmerged` what is not.
     `undone` are operators in a row that do nothing together.
     """
 
     graph: Graph[N, V]
     kept: Set[N] = frozenset()
+    closed: Set[Hashable] = frozenset()
     pending: dict[N, LinearOp] = field(default_factory=dict)
     gone: dict[N, Step[N]] = field(default_factory=dict)
     taken: list[Taken[N] | Merge[N]] = field(default_factory=list)
@@ -126,7 +127,8 @@ class Plan(Generic[N, V]):
         return self._readings[node]
 
     def fits(self, node: N, op: LinearOp) -> Reason | None:
-        return Reason.GROWTH_BUDGET if node in self.kept else self.graph.fits(node, op)
+        shared = self.shared(node) if self.closed else None
+        return Reason.GROWTH_BUDGET if shared and shared.key in self.closed else self.graph.fits(node, op)
 
     def inserts(self, node: N, op: LinearOp) -> bool:
         return self.graph.inserts(node, op)

@@ -1,6 +1,7 @@
 """The bias of a matrix product: a constant per channel that the only reader of its result adds.
 
-A product has no place for a bias of its own, so the addition is a part of it and no affine.
+A product has no place for a bias of its own, so the addition is a part of it and no affine. An addition that nobody
+reads is no bias: it would be one only once nothing is between them, and then others could be added to it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def added_biases(
     for node, affine in affines.items():
         product, sums = affine.data, spelt[node]
         readers = [user for user in product.users if not reads_shape_only(user)]
-        if product not in products or readers != [node] or sums is None or sums.operator != "add" or not affine.plain:
+        is_sum = sums is not None and sums.operator == "add" and affine.plain and bool(node.users)
+        if product not in products or readers != [node] or not is_sum:
             continue
         held = held_by(products[product], constants)
         bias = _bias(node, affine, held, constants, facts.rank(product)) if isinstance(held, Held) else None

@@ -45,11 +45,12 @@ _DEMANDED = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, int]:
     """The ranks without which the graph would not run."""
     ranks: dict[fx.Node, int] = {}
-    pairs, constants = [], _constants(graph, modules)
+    constants = _constants(graph, modules)
+    sources: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and _keeps_rank(node, modules):
-            pairs.append((source, node))
+        if isinstance(source, fx.Node) and (_keeps_rank(node, modules) or _is_product(node, modules, constants)):
+            sources[node] = source
         kind = type(modules[str(node.target)]) if node.op == "call_module" else None
         if kind in _DEMANDED:
             ranks[node] = _DEMANDED[kind]
@@ -57,13 +58,13 @@ def enforced_ranks(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx
             ranks[node] = 2
         elif (call := call_of(node, modules)) and call.operator in ("addmm", "mm"):
             ranks |= dict.fromkeys((node, *tensor_arguments(node)[-2:-1]), 2)
-    for source, node in [*reversed(pairs), *pairs]:
-        for known, other in ((source, node), (node, source)):
-            if known in ranks:
-                ranks.setdefault(other, ranks[known])
+    for node in reversed(graph.nodes):
+        if node in sources and node in ranks:
+            ranks.setdefault(sources[node], ranks[node])
     for node in graph.nodes:
-        known = [constants[each].dim() if each in constants else ranks.get(each) for each in _operands(node)]
-        if len(known) == 2 and None not in known:
+        operands = [sources[node]] if node in sources else _operands(node)
+        known = [constants[each].dim() if each in constants else ranks.get(each) for each in operands]
+        if known and None not in known:
             ranks.setdefault(node, max(rank for rank in known if rank is not None))
     return ranks
 
@@ -138,6 +139,13 @@ def _keeps_rank(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], _KEEPING)
     return node.op in ("call_function", "call_method") and bare_name(node) in _KEEPING_NAMES
+
+
+def _is_product(node: fx.Node, modules: Mapping[str, nn.Module], constants: Mapping[fx.Node, Tensor]) -> bool:
+    """Whether a node multiplies by a stored matrix, which takes the last axis to another one."""
+    call = call_of(node, modules)
+    weight = constants.get(call.get("other")) if call is not None and call.operator == "matmul" else None
+    return weight is not None and weight.dim() == 2
 
 
 def _flattens(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
