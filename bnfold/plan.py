@@ -19,7 +19,7 @@ class Plan(Generic[N, V]):
     """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched.
 
     `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
-    `kept` are affines that must stay as they are, `closed` shared weights that must not be rewritten. `moved` tells of an
+    `kept` are affines and `closed` shared weights that must stay as they are. `moved` tells of an
     operator that was merged which one has taken it in, `left` of a sum which of its terms stay, `unmerged` what is not.
     `undone` are operators in a row that do nothing together.
     """

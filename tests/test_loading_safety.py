@@ -175,6 +175,19 @@ def test_a_program_with_sample_inputs_dicts_and_symbols_opens(tmp_path: Path) ->
     assert torch.equal(loaded.module()(x, {"k": x[:, :1]})["a"], x + 1)
 
 
+@pytest.mark.parametrize("marks", [{"_specialize_on": {}}, {"_dynamo_dynamic_indices": {0}}])
+def test_a_program_whose_sample_input_torch_has_marked_opens(tmp_path: Path, marks: dict[str, Any]) -> None:
+    x = torch.ones(4, 6)
+    program = torch.export.export(nn.ReLU(), (x,))
+    for name, value in marks.items():
+        setattr(program.example_inputs[0][0], name, value)
+    torch.export.save(program, tmp_path / "p.pt2")
+    with zipfile.ZipFile(tmp_path / "p.pt2") as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("sample_inputs/model.pt")]
+        assert b"_rebuild_from_type_v2" in archive.read(name), "torch stores what it has noted on the tensor"
+    assert torch.equal(load(tmp_path / "p.pt2").model.module()(x), x)
+
+
 def in_program(old: str, new: str) -> Callable[[str, bytes], bytes]:
     """Replace text in the JSON of the program."""
 

@@ -26,6 +26,7 @@ from bnfold.outcome import FoldReport
 from bnfold.run import RunOptions
 from bnfold.runtime import session
 from bnfold.verify.check import CheckPlan, Records, Subject, Tolerance, check_fold, check_pair
+from bnfold.verify.compare import moved_by_rounding
 from bnfold.verify.execution import Execution
 from bnfold.verify.float64 import float64_runner
 from bnfold.verify.probes import ProbeOptions
@@ -644,3 +645,45 @@ def test_a_large_bias_that_cancels_is_no_difference_for_a_tiny_input() -> None:
     semantics = Execution.of(original, wrong, wrong.exact, CheckPlan(), strict=True)
     semantics.run()
     assert semantics.semantic_layer().status is Status.FAIL
+
+
+def chaotic(gain: float) -> Function:
+    """A function that magnifies what it is given by `gain`, and so the rounding of it."""
+    return lambda x: np.sin(gain * x)
+
+
+def semantic_layer(first: Function, second: Function) -> Layer:
+    one, two = subject_of(first), subject_of(second)
+    execution = Execution.of(one, two, two.exact, CheckPlan(), strict=True)
+    execution.run()
+    return execution.semantic_layer()
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "status"),
+    [
+        (1.0, 0.0, Status.PASS),
+        (1.0, 1e-10, Status.FAIL),  # rounding explains nothing here: the limit is 1e-11
+        (1e6, 0.0, Status.PASS),
+        (1e6, 1e-15, Status.PASS),  # a few roundings, magnified to 1e-9 and more
+        (1e6, 1e-12, Status.FAIL),  # thousands of roundings
+        (1e12, 1e-15, Status.SKIPPED),  # float64 says nothing of such a function
+    ],
+)
+def test_what_rounding_explains_is_measured(gain: float, error: float, status: Status) -> None:
+    function = chaotic(gain)
+    layer = semantic_layer(function, lambda x: function(x * (1 + error)))
+    assert layer.status is status, layer.because
+    assert layer.limit == (1e-11 if gain == 1.0 else layer.limit)
+    if gain == 1e6 and error == 1e-15:
+        assert "rounding alone explains" in layer.because
+
+
+def test_inputs_move_by_one_rounding_and_whole_numbers_stay() -> None:
+    feeds = {"x": np.ones((2, 3), np.float32), "n": np.arange(3)}
+    moved = list(moved_by_rounding(feeds))
+    assert len(moved) == 5
+    for each in moved:
+        assert set(np.unique(np.abs(each["x"] - 1))) == {2.0**-52}
+        assert each["n"] is feeds["n"]
+    assert list(moved_by_rounding({"n": np.arange(3)})) == []

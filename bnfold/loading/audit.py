@@ -21,7 +21,8 @@ from bnfold.loading.archives import pickle_globals
 MAX_JSON = 512 << 20
 SAFE_TENSOR_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|qtensor)"
-    r"|torch\.(\w+Storage|Size|device|storage\.UntypedStorage|nn\.parameter\.Parameter)"
+    r"|torch\.(\w+Storage|Size|device|Tensor|storage\.UntypedStorage|nn\.parameter\.Parameter)"
+    r"|torch\._tensor\._rebuild_from_type_v2|(__builtin__|builtins)\.set"  # torch marks a tensor's dynamic axes on it
     r"|torch\.(float|bfloat|int|uint|complex)\d+|torch\.(bool|float8_\w+)|torch\.serialization\._get_layout"
 )
 OPERATOR = re.compile(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bnfold.errors import NoVerdict
 from bnfold.model import Arrays, Runner
 from bnfold.verify.budget import too_large
-from bnfold.verify.compare import Semantics, has_finite
+from bnfold.verify.compare import Semantics, has_finite, moved_by_rounding
 from bnfold.verify.ends import Tuned, agreement, ratio_layer, worst_complaint
 from bnfold.verify.inputs import Probe, with_inputs
 from bnfold.verify.machines import Machine, Subject, narrowed, release
@@ -42,13 +42,13 @@ class Execution:
     tuned: Tuned | None = None
     too_large: Mapping[str, str] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
-    semantics: Semantics = field(default_factory=Semantics)
     ran: list[Probe] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ends = EndToEnd(self.plan.tolerance, loose_axes(self.exact.reference) if self.decides else {})
         self.between: EndToEnd | None = None
+        self.semantics = Semantics(self.plan.semantics_limit)
 
     @classmethod
     def of(
@@ -121,8 +121,13 @@ class Execution:
         self.not_finite += [name for name, value in truth.items() if value.size and not has_finite(value)]
         self.ran.append(probe)
         if "L2" not in self.too_large and (found := self.semantic.run(probe.feeds)) is not None:
-            self.semantics.add(truth, found)
+            self.semantics.add(truth, found, lambda: self._moved(probe))
         return truth
+
+    def _moved(self, probe: Probe) -> list[Arrays]:
+        """The reference again, on inputs that are one rounding of float64 away."""
+        results = [self.exact.run(feeds, as_given=True) for feeds in moved_by_rounding(probe.feeds)]
+        return [result for result in results if result is not None]
 
     def _run_actual(self, truths: list[Arrays]) -> None:
         """Without the runtime's optimisations, then with them; only the models of one of these are held at a time."""
@@ -157,7 +162,7 @@ class Execution:
             status,
             because,
             figure=self.semantics.figure if measured else None,
-            limit=self.plan.semantics_limit if measured else None,
+            limit=self.semantics.allowed if measured else None,
             elapsed_s=self.exact.elapsed_s + self.semantic.elapsed_s,
         )
 
@@ -166,13 +171,26 @@ class Execution:
             return Status.SKIPPED, refusal
         if self.semantic.refusal:
             return self._broken(self.semantic.refusal)
-        if not self.semantics.compared:
-            return Status.SKIPPED, "nothing was compared: the outputs are empty or not finite"
-        figure, output = self.semantics.figure, self.semantics.output
-        if figure <= self.plan.semantics_limit:
-            return Status.PASS, f"equal in float64 to {figure:.1e} {self.note}"
+        semantics = self.semantics
+        if not semantics.compared:
+            because = (*semantics.chaotic, "the outputs are empty or not finite")[0]
+            return Status.SKIPPED, f"nothing was compared: {because}"
+        figure, output = semantics.figure, semantics.output
+        if figure <= semantics.allowed:
+            return self._equal()
         because = f"output {output} differs in float64 by {figure:.2g} of its largest value"
         return (Status.FAIL if self.strict else Status.WARN), because
+
+    def _equal(self) -> tuple[Status, str]:
+        """What may be said where nothing that could be compared differs."""
+        semantics, note = self.semantics, self.note
+        if len(semantics.chaotic) >= semantics.compared:
+            return Status.SKIPPED, f"little was compared: {semantics.chaotic[0]}"
+        if semantics.allowed > semantics.limit:
+            note += f"; rounding alone explains {semantics.allowed:.1e}"
+        if semantics.chaotic:
+            note += f"; {len(semantics.chaotic)} outputs not compared: {semantics.chaotic[0]}"
+        return Status.PASS, f"equal in float64 to {semantics.figure:.1e} {note}"
 
     def _broken(self, refusal: str) -> tuple[Status, str]:
         if self.strict:

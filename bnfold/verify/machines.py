@@ -58,14 +58,17 @@ class Machine:
     elapsed_s: float = 0.0
     _runner: Runner | None = None
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays | None:
-        """The outputs by the reference's names, or None: then `refusal` says why."""
+    def run(self, feeds: Mapping[str, NDArray[Any]], *, as_given: bool = False) -> Arrays | None:
+        """The outputs by the reference's names, or None: then `refusal` says why.
+
+        Numbers are cast to the types of the model's inputs, unless they are to be taken `as_given`.
+        """
         if self.refusal:
             return None
         start = time.perf_counter()
         try:
             self._runner = self._runner or self.prepare()
-            results = self._runner(self.renamed(feeds))
+            results = self._runner(feeds if as_given else self.renamed(feeds))
         except (NoVerdict, MissingDependency) as error:
             if self.needed and isinstance(error, MissingDependency):
                 raise
