@@ -12,12 +12,21 @@ from bnfold.frontends import onnx as frontend
 
 SHORT = (("onnx", range(110)), ("torch", range(36)))
 
+FOUND_ONCE = (901364,)
+"""Once branches were merged, the rank of their sum was known, and folding again knew more."""
+
 
 def test_a_seed_always_draws_the_same_graph() -> None:
     models = [random_branches_onnx.draw(3).model.SerializeToString() for _ in range(2)]
     graphs = [random_branches_torch.draw(3) for _ in range(2)]
     assert models[0] == models[1]
     assert graphs[0].module.code == graphs[1].module.code
+
+
+def test_what_long_runs_have_found_is_found_no_more() -> None:
+    tally = check_many(FOUND_ONCE, "torch")
+    assert not tally.wrong, "\n".join(tally.wrong)
+    assert tally.counts["torch"] == len(FOUND_ONCE)
 
 
 @pytest.mark.parametrize(("dialect", "seeds"), SHORT)

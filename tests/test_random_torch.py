@@ -7,6 +7,9 @@ import torch
 from random_torch import CAMPAIGN, CHECKS, FAULTS, MIX, Called, Recording, check_many, run
 from random_torch_graphs import draw
 
+FOUND_ONCE = (818957, 819633)
+"""An addition that nobody reads became a bias; a weight of which a copy cost too much was not merged into."""
+
 FOUND_SOON = ("cat hands its slices to the wrong inputs", "affines composed the wrong way round")
 
 
@@ -39,6 +42,12 @@ def test_folding_a_random_graph_computes_nothing_else(dialect: str, count: int) 
     assert tally.reasons.total() > count / 2
     if dialect != "module":
         assert tally.rules.total() > count / 2
+
+
+def test_what_long_runs_have_found_is_found_no_more() -> None:
+    tally = check_many(FOUND_ONCE, "recorded")
+    assert not tally.wrong, "\n".join(tally.wrong)
+    assert tally.counts["recorded"] == len(FOUND_ONCE)
 
 
 def test_folding_recorded_graphs_crosses_most_of_what_can_be_crossed_and_computes_nothing_else() -> None:

@@ -873,6 +873,20 @@ def test_copies_beyond_the_growth_budget_are_refused() -> None:
     assert outcomes(report) == (Reason.GROWTH_BUDGET, Reason.GROWTH_BUDGET)
 
 
+def test_where_copies_cost_too_much_a_norm_goes_where_none_is_made() -> None:
+    """The norm of a sum would go into both its terms, of which one is read again. Merged into the other, it does not
+    ask for a copy; and folding again finds nothing more."""
+    own, tied, x = nn.Linear(4, 4), nn.Linear(4, 4), torch.randn(3, 4)
+    body = lambda m, x: m.tied(torch.relu(m.bn(x @ m.own.weight + m.tied(x))))  # noqa: E731
+    module = perturbed(Unary(body, own=own, tied=tied, bn=nn.BatchNorm1d(4)))
+    folded, report = frontend.fold_program(frontend.capture(module, (x,)))
+    assert [(outcome.folded, outcome.copied_bytes) for outcome in report.outcomes] == [(True, 0)]
+    assert_equal(run(module, x), run(folded.module(), x), limit=1e-5)
+    _, again = frontend.fold_program(folded)
+    assert not again.outcomes
+    assert not again.merges
+
+
 def test_a_statistic_that_the_program_writes_is_no_constant() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
         m.bn.running_mean.add_(1)
