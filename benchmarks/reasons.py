@@ -13,7 +13,6 @@ folded: the change is made to the folded network. Exit code 1 if one does not. W
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from zoo import HERE, MODELS, Failed, process
+from zoo import HERE, MODELS, Failed, answer, process
 
 import bnfold
 from bnfold.outcome import FoldReport, Outcome
@@ -218,7 +217,7 @@ def networks(options: argparse.Namespace) -> Iterator[str]:
 def drawn(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     """Names in the order of the draw, with the reason against each; it ends with the last that was usable."""
     command = [HERE / "networks.py", "--draw", str(2 * options.draw), "--seed", str(options.seed)]
-    yield from json.loads(process(*command).output)
+    yield from answer(*command)
 
 
 def unbuildable(name: str, cache: Path) -> str | None:

@@ -173,7 +173,7 @@ def merge_serial(graph: View[N, V], node: N) -> Merge[N] | Refusal | None:
     if op.in_axis != second.in_axis:
         return refuse(Reason.AXIS_DIFFERS)
     saved = work(first) + work(second) - work(op)
-    addition = op.out_channels if graph.inserts(node, op) else 0
+    addition = op.out_channels if graph.inserts(node, op) and not graph.inserts(node, second) else 0
     if saved < addition or any(excess > 0 for excess in (second.window.excess if second.window else ())):
         return refuse(Reason.MORE_WORK)
     if reason := graph.fits(node, op):

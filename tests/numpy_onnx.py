@@ -202,6 +202,7 @@ def _batch_norm(given: Given, version: int, x: Array, *arrays: Array) -> Array:
 
 
 def _gemm(given: Given, version: int, a: Array, b: Array, c: Array | None = None) -> Array:
+    assert a.ndim == b.ndim == 2, "Gemm is of matrices: no vector, as a Squeeze of everything would make one"
     left, right = a.T if given.get("transA") else a, b.T if given.get("transB") else b
     result = given.get("alpha", 1.0) * (left @ right)
     if c is None:
