@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx_build import Net
 
+import bnfold
+
 ROOT = Path(__file__).resolve().parents[1]
 MERGED = {
     "exporter": "dynamo=True, optimize=False",
@@ -146,3 +148,68 @@ def test_a_section_is_replaced_where_it_stands(bench: Any) -> None:
     document = written(document, "census", "new")
     assert document.index("first") < document.index("new")
     assert "old" not in document
+
+
+def test_models_that_are_folded_wrongly_elsewhere_are_folded_rightly_here(bench: Any) -> None:
+    wrong_folds = bench("wrong_folds")
+    folded = {name: bnfold.fold(build()) for name, build in wrong_folds.MODELS.items()}
+    gaps = {name: wrong_folds.difference(build(), folded[name].model) for name, build in wrong_folds.MODELS.items()}
+    assert max(gaps.values()) < 1e-5
+    reasons = {row.refusal.reason.code for result in folded.values() for row in result.report.outcomes if row.refusal}
+    assert reasons == {"overflow", "batch-statistics", "axis-differs", "is-graph-output", "growth-budget"}
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict", "is_missed"),
+    [
+        ("1.5e+00", "failed", False),
+        ("1.5e+00", "verified", True),
+        ("1.7e-07", "verified", False),
+        ("1.7e-07", "failed", True),
+        ("not finite", "proved", True),
+        ("the runtime refuses the result", "failed", False),
+        ("the tool fails: RuntimeError", "", False),
+    ],
+)
+def test_a_check_that_says_other_than_the_runtime_is_told(bench: Any, gap: str, verdict: str, is_missed: bool) -> None:
+    assert bool(bench("wrong_folds").missed([["model", "tool", "1 of 2", gap, verdict, ""]])) == is_missed
+
+
+def test_a_false_alarm_is_counted_by_verdict_and_by_level(bench: Any) -> None:
+    alarms = bench("alarms")
+    levels = {level: {"status": "pass", "because": "", "ratio": 1.0} for level in alarms.LEVELS}
+    row = {
+        "model": "m",
+        "contender": "c",
+        "verdict": "proved",
+        "sentence": "",
+        "figures": {"L3": 2.0},
+        "levels": levels,
+    }
+    broken = {**levels, "ENABLE_BASIC": {"status": "fail", "because": "too far", "ratio": 9.0}}
+    assert alarms.alarms([row]) == []
+    assert alarms.alarms([row | {"verdict": "failed", "sentence": "not equivalent"}]) == ["m, c: not equivalent"]
+    assert alarms.alarms([row | {"levels": broken}]) == ["m, c, ENABLE_BASIC: too far"]
+    page = alarms.document([row, row | {"levels": broken}, {"model": "m", "contender": "d", "wrong": "it crashed"}])
+    assert "**1 false alarms** in 2 right folds" in page
+    assert "| ENABLE_BASIC | 2 | 5.00 | 8.20 | 9.00 | 4 |" in page
+    assert "m, d: it crashed" in page
+
+
+def test_levels_of_the_runtime_are_judged_by_what_they_give(bench: Any, tmp_path: Path) -> None:
+    """A right fold passes at every level; one with another bias fails at every one."""
+    alarms, net = bench("alarms"), Net()
+    net.batch_norm(net.conv("x", 4, 4, bias=True), 4, "bn")
+    model = net.model({"x": (1, 4, 6, 6)})
+    folded = bnfold.fold(model).model
+    spoilt = onnx.ModelProto()
+    spoilt.CopyFrom(folded)
+    bias = next(tensor for tensor in spoilt.graph.initializer if len(tensor.dims) == 1)
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1e-3, bias.name))
+    for name, each in (("model", model), ("folded", folded), ("spoilt", spoilt)):
+        onnx.save(each, tmp_path / f"{name}.onnx")
+    inputs = alarms.Inputs.of(tmp_path / "model.onnx", 0)
+    assert len(inputs.feeds) == 9
+    for level in alarms.LEVELS:
+        assert inputs.judged(tmp_path / "folded.onnx", level)["status"] == "pass"
+        assert inputs.judged(tmp_path / "spoilt.onnx", level)["status"] == "fail"

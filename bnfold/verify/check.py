@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ def conclude(
     told = "; ".join(layer.because for layer in layers if layer.layer != "L0" and layer.status is not Status.SKIPPED)
     for layer in sorted(layers, key=lambda each: LOCALISING.find(each.layer)):
         if layer.status is Status.FAIL:
-            limit = "" if layer.limit is None else f" (limit {layer.limit:.3g})"
+            limit = f" (limit {layer.limit:.3g})" if layer.limit is not None and isfinite(layer.figure or 0) else ""
             return Verdict.FAILED, f"not equivalent, by {layer.layer}: {layer.because}{limit}"
     if obstacle:
         return Verdict.NO_VERDICT, f"no verdict: {obstacle}"

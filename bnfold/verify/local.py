@@ -167,7 +167,7 @@ class Local:
         sizes = part.magnitudes()({data: np.abs(feeds[data])})[step.outputs[0]].astype(np.float64)
         bound = used / (1 - used) * sizes + float(ml_dtypes.finfo(numpy_dtype(dtype)).smallest_subnormal)  # type: ignore[no-untyped-call]
         finite = np.isfinite(exact) & np.isfinite(found)
-        return float((np.abs(found - exact)[finite] / bound[finite]).max(initial=0.0))
+        return float((np.abs(found[finite] - exact[finite]) / bound[finite]).max(initial=0.0))
 
     def _smallest(self, failing: Failing) -> Failing:
         """The first piece inside a failing stretch that fails too.
