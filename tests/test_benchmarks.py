@@ -213,3 +213,16 @@ def test_levels_of_the_runtime_are_judged_by_what_they_give(bench: Any, tmp_path
     for level in alarms.LEVELS:
         assert inputs.judged(tmp_path / "folded.onnx", level)["status"] == "pass"
         assert inputs.judged(tmp_path / "spoilt.onnx", level)["status"] == "fail"
+
+
+def test_every_layer_of_a_check_is_a_phase(bench: Any, tmp_path: Path) -> None:
+    layers, net = bench("layers"), Net()
+    net.batch_norm(net.conv("x", 4, 4, bias=True), 4, "bn")
+    original, folded = tmp_path / "original.onnx", tmp_path / "folded.onnx"
+    onnx.save(net.model({"x": (1, 4, 6, 6)}), original)
+    bnfold.save(bnfold.fold(original).model, folded)
+    found = layers.once(original, folded)
+    assert found["verdict"] == "proved"
+    assert set(found["phases"]) == {*layers.PHASES, layers.OTHER}
+    assert all(seconds > 0 for seconds, _ in found["phases"].values()), "a phase that is renamed is never entered"
+    assert found["before"] > 10_000_000
