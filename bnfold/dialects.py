@@ -20,7 +20,7 @@ from bnfold import saving
 from bnfold.errors import Rejected, UsageError
 from bnfold.evidence import Contents, Evidence
 from bnfold.folding import FoldOptions
-from bnfold.model import ModelFacts, Runner, Signature
+from bnfold.model import ModelFacts, Runner, Signature, StoredSize
 from bnfold.outcome import FoldReport
 from bnfold.run import RunOptions
 from bnfold.verify.anatomy import Part, Tissue
@@ -47,7 +47,7 @@ class Dialect:
     executor: str
     fold: Callable[[Any, FoldOptions], tuple[Any, FoldReport]]
     facts: Callable[[Any], ModelFacts]
-    size: Callable[[Any], tuple[int, int]]
+    size: Callable[[Any], StoredSize]
     signature: Callable[[Any], Signature]
     evidence: Callable[[Any], Evidence]
     contents: Callable[[Any], Contents]
@@ -122,7 +122,7 @@ def onnx_dialect() -> Dialect:
             outputs={port.name: port.name for port in ports.outputs},
             floats=opened.floats,
             sizes=opened.sizes,
-            record=lambda feeds, visit: record(onnx.to_proto(onnx.as_float64(model)), feeds, visit),
+            record=lambda feeds, visit: record(*onnx.in_parts(onnx.as_float64(model, lazily=True)), feeds, visit),
             steps=opened.steps,
             cut=cut,
             suffix=".onnx",

@@ -22,6 +22,16 @@ class Port:
 
 
 @dataclass(frozen=True)
+class StoredSize:
+    """How many floats a model stores, the bytes of all that it stores, and how many floats are held in float64 at once
+    while every value of it is recorded."""
+
+    floats: int = 0
+    nbytes: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True)
 class Signature:
     """What goes in and what comes out, in order."""
 

@@ -55,15 +55,14 @@ class Side:
 
     def subject(self, run_options: RunOptions) -> Subject:
         """The model as the check sees it; nothing is executed yet."""
-        optimised, (parameters, nbytes) = self.dialect.optimised, self.dialect.size(self.model)
+        optimised = self.dialect.optimised
         return Subject(
             self.dialect.signature(self.model),
             exact=lambda: self.dialect.exact(self.model),
             actual=lambda: self.dialect.actual(self.model, run_options),
             decides=self.dialect.decides(self.model),
             optimised=None if optimised is None else lambda: optimised(self.model, run_options),
-            parameters=parameters,
-            nbytes=nbytes,
+            stored=self.dialect.size(self.model),
             tissue=lambda: self.dialect.tissue(self.model, run_options),
         )
 

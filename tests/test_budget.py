@@ -16,12 +16,13 @@ from bnfold.dialects import onnx_dialect
 from bnfold.errors import EnvironmentFailure
 from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
-from bnfold.frontends.onnx import spilling
-from bnfold.model import Port, Runner, Signature
+from bnfold.frontends.onnx import float64, spilling
+from bnfold.model import Port, Runner, Signature, StoredSize
 from bnfold.run import CheckOptions, RunOptions
 from bnfold.verification import Side, check_folded
 from bnfold.verify import budget
 from bnfold.verify.check import CheckPlan, Subject, check_pair
+from bnfold.verify.float64 import record
 from bnfold.verify.result import Status, Verdict, Verification
 
 GIB = 1 << 30
@@ -35,9 +36,10 @@ def doubled() -> Runner:
     return lambda feeds: {"y": 2 * feeds["x"]}
 
 
-def subject(parameters: int, nbytes: int) -> Subject:
+def subject(floats: int, nbytes: int, held: int | None = None) -> Subject:
     signature = Signature((Port("x", "float32", ("n", 4)),), (Port("y", "float32", ("n", 4)),))
-    return Subject(signature, never, never, optimised=never, parameters=parameters, nbytes=nbytes)
+    stored = StoredSize(floats, nbytes, floats if held is None else held)
+    return Subject(signature, never, never, optimised=never, stored=stored)
 
 
 def statuses(found: Verification) -> dict[str, Status]:
@@ -60,7 +62,9 @@ def test_level_full_may_use_what_the_machine_has(monkeypatch: pytest.MonkeyPatch
     assert budget.allowed("auto") == 2 * GIB
     small, large = subject(GIB // 2, 0), subject(2 * GIB, 8 * GIB)
     assert not budget.too_large(small, small, "full")
-    assert set(budget.too_large(small, small, "auto")) == {"L2", "L4", "L5"}
+    assert set(budget.too_large(small, small, "auto")) == {"L2", "L3", "L4", "L5"}
+    piecemeal = subject(GIB // 2, 0, held=1 << 20)
+    assert set(budget.too_large(piecemeal, piecemeal, "auto")) == {"L2", "L4", "L5"}
     found = check_pair(large, large, CheckPlan(level="full"))
     assert found.verdict is Verdict.NO_VERDICT
     assert "44.0 GiB of memory, 16.0 GiB are there" in found.sentence
@@ -69,7 +73,7 @@ def test_level_full_may_use_what_the_machine_has(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_models_of_the_runtime_come_after_those_in_float64() -> None:
-    millions = {90: set[str](), 138: {"L2"}, 160: {"L2", "L4", "L5"}}
+    millions = {90: set[str](), 138: {"L2", "L3"}, 160: {"L2", "L3", "L4", "L5"}}
     for size, refused in millions.items():
         model = subject(size * 1_000_000, 4 * size * 1_000_000)
         assert set(budget.too_large(model, model, "auto")) == refused
@@ -120,6 +124,63 @@ def test_a_fold_that_is_too_large_to_execute_is_proved_by_its_certificate(monkey
         **dict.fromkeys(("L2", "L3", "L4", "L5"), Status.SKIPPED),
     }
     assert "GiB are allowed at level auto" in found.sentence
+
+
+def deep(layers: int = 24) -> onnx.ModelProto:
+    """Layers of 300 × 300, of which each alone is small."""
+    random, stored, nodes, value = np.random.default_rng(0), dict[str, np.ndarray](), list[onnx.NodeProto](), "x"
+    for layer in range(layers):
+        stored[f"w{layer}"] = random.normal(size=(300, 300)) / 17
+        for name in ("gamma", "beta", "mean", "var"):
+            stored[f"{name}{layer}"] = random.uniform(0.5, 2, 300)
+        statistics = [f"{name}{layer}" for name in ("gamma", "beta", "mean", "var")]
+        nodes += [
+            helper.make_node("Gemm", [value, f"w{layer}"], [f"h{layer}"], f"gemm{layer}"),
+            helper.make_node("BatchNormalization", [f"h{layer}", *statistics], [f"n{layer}"], f"bn{layer}"),
+            helper.make_node("Relu", [f"n{layer}"], [f"y{layer}"], f"relu{layer}"),
+        ]
+        value = f"y{layer}"
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("n", 300)) for name in ("x", value)]
+    tensors = [numpy_helper.from_array(each.astype(np.float32), name) for name, each in stored.items()]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize("spoilt", [None, 7])
+def test_places_are_executed_one_by_one_where_the_whole_is_too_large(
+    monkeypatch: pytest.MonkeyPatch, spoilt: int | None
+) -> None:
+    """24 layers of 90,000 numbers would need 48 MB, each of them 2 MB."""
+    monkeypatch.setattr(budget, "ALLOWED", 8 << 20)
+    original, folded = deep(), api.fold(deep()).model
+    if spoilt is not None:
+        bias = next(tensor for tensor in folded.graph.initializer if tensor.name == f"w{spoilt}")
+        wrong = numpy_helper.to_array(bias).copy()
+        wrong[:, 11] *= 1.001
+        bias.CopyFrom(numpy_helper.from_array(wrong, bias.name))
+    found = api.check(original, folded)
+    told = statuses(found)
+    assert {name for name, status in told.items() if status is Status.SKIPPED} == {"L2", "L4", "L5"}
+    layer = next(layer for layer in found.layers if layer.layer == "L3")
+    if spoilt is None:
+        assert found.verdict is Verdict.PROVED
+        assert "24 changed places" in layer.because
+    else:
+        assert found.verdict is Verdict.FAILED
+        assert f"gemm{spoilt}" in layer.because
+        assert layer.channel == 11
+
+
+def test_what_is_recorded_lazily_is_read_when_it_is_used_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float64, "LARGE", 1 << 10)
+    model, seen = frontend.from_proto(deep(3)), dict[str, float]()
+    proto, stored = frontend.in_parts(frontend.as_float64(model, lazily=True))
+    assert set(stored) == {"w0", "w1", "w2"}
+    assert stored["w1"].dtype == np.float64
+    assert stored["w1"] is not stored["w1"]
+    record(proto, stored, {"x": np.ones((2, 300), np.float32)}, lambda name, value: seen.update({name: value.sum()}))
+    exact = onnx_dialect().exact(model)({"x": np.ones((2, 300), np.float32)})
+    assert seen["y2"] == exact["y2"].sum()
 
 
 def test_large_new_tensors_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 An estimate from what the models store: eight bytes for each number in float64, and for the runtime the stored bytes
 once and a half, since a session copies them and packs the larger part again. Values inside the network are not counted.
+L3 executes one place after the other: it needs what recording holds, or what its largest place does.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ def too_large(reference: Subject, candidate: Subject, level: str) -> Mapping[str
     the runtime come after them, with its optimisations and without in turn.
     """
     limit = allowed(level)
-    doubles = [8 * subject.parameters for subject in (reference, candidate)]
-    sessions = [subject.nbytes * 3 // 2 for subject in (reference, candidate)]
+    pair = reference.stored, candidate.stored
+    doubles, sessions = [8 * stored.floats for stored in pair], [stored.nbytes * 3 // 2 for stored in pair]
     actual = max(doubles[0] + sessions[0], sum(sessions))
-    needed = {"L2": sum(doubles) + sessions[0], "L4": actual, "L5": actual}
+    inside = sum(8 * stored.held for stored in pair) + max(6 * stored.held for stored in pair)
+    needed = {"L2": sum(doubles) + sessions[0], "L3": inside, "L4": actual, "L5": actual}
     where = "there" if level == "full" else f"allowed at level {level}"
     return {
         layer: f"it would need {_gigabytes(size)} of memory, {_gigabytes(limit)} are {where}"

@@ -94,8 +94,8 @@ class Execution:
 
     def first_feeds(self) -> Arrays:
         """The first input; where nobody accepts any, the first that the interface allows. Raises `NoVerdict`."""
-        if "L2" in self.too_large:
-            raise NoVerdict(self.too_large["L2"], code="cannot-run")
+        if "L3" in self.too_large:
+            raise NoVerdict(self.too_large["L3"], code="cannot-run")
         if self.probes:
             return self.probes[0].feeds
         signature = with_inputs(self.exact.reference, self.plan.inputs)

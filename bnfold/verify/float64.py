@@ -2,7 +2,7 @@
 
     run = float64_runner(as_float64(model))
     run({"x": images})["y"]
-    record(as_float64(model), {"x": images}, visit)        visit(name, value) for every value on the way
+    record(as_float64(model), stored, {"x": images}, visit)        visit(name, value) for every value on the way
 
 `onnx.reference` walks the graph; the operators that it has wrong or slow come from `operators`. Give it a model whose
 tensors and types are float64: it computes with the dtypes that it finds.
@@ -62,8 +62,14 @@ def float64_runner(model: onnx.ModelProto | bytes, stored: Mapping[str, NDArray[
     return run
 
 
-def record(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], visit: Callable[[str, Any], None]) -> None:
-    """Execute the main graph and show every value, inputs first; each is let go after its last reader.
+def record(
+    model: onnx.ModelProto,
+    stored: Mapping[str, NDArray[Any]],
+    feeds: Mapping[str, NDArray[Any]],
+    visit: Callable[[str, Any], None],
+) -> None:
+    """Execute the main graph and show every value, inputs first; each is let go after its last reader. What is `stored`
+    outside the model is asked for by each operator that reads it, and not kept.
 
     Raises `NoVerdict` (code `cannot-run`) as `float64_runner` does, but only when it comes to what cannot run.
     """
@@ -74,7 +80,7 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], visit: Cal
         except Exception as error:
             evaluator, refusal = _Evaluator(_known_beginning(model)), error
         with np.errstate(all="ignore"):
-            _walk(evaluator, {name: _as_double(value) for name, value in feeds.items()}, visit)
+            _walk(evaluator, stored, {name: _as_double(value) for name, value in feeds.items()}, visit)
     except Exception as error:
         raise _cannot_run(error) from error
     if refusal is not None:
@@ -101,14 +107,16 @@ def _known_beginning(model: onnx.ModelProto) -> onnx.ModelProto:
     return beginning
 
 
-def _walk(evaluator: Any, feeds: Arrays, visit: Callable[[str, Any], None]) -> None:
+def _walk(evaluator: Any, stored: Mapping[str, NDArray[Any]], feeds: Arrays, visit: Callable[[str, Any], None]) -> None:
     values: dict[str, Any] = {"": None} | evaluator.rt_inits_ | feeds
     captures = any(node.need_context() for node in evaluator.rt_nodes_)
+    if captures:
+        values |= stored
     last = {name: index for index, node in enumerate(evaluator.rt_nodes_) for name in node.input}
     for name, value in feeds.items():
         visit(name, value)
     for index, node in enumerate(evaluator.rt_nodes_):
-        inputs = [values[name] for name in node.input]
+        inputs = [values[name] if name in values else stored[name] for name in node.input]
         results = node.run(*inputs, context=values) if node.need_context() else node.run(*inputs)
         for name, value in zip(node.output, results, strict=False):
             values[name] = value

@@ -14,10 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bnfold.errors import MissingDependency, NoVerdict
-from bnfold.model import Arrays, Port, Runner, Signature
+from bnfold.model import Arrays, Port, Runner, Signature, StoredSize
 from bnfold.verify.anatomy import Tissue
 from bnfold.verify.inputs import numpy_dtype
 from bnfold.verify.licence import paired
+
+NOTHING_STORED = StoredSize()
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +29,8 @@ class Subject:
     `exact` returns the model executed in float64, `actual` in the runtime with its own optimisations off, `optimised`
     with those that it has by default (None for a runtime that has none); or they raise `NoVerdict` or
     `MissingDependency`. `decides` says that the model rounds or decides inside (QuantizeLinear, TopK, ArgMax…), where
-    the smallest error may turn into a large one. `tissue` opens the model; without it there is no L3. `parameters` and
-    `nbytes` are the floats that it stores, and the bytes of all that it stores, by which the memory to execute it is
-    estimated.
+    the smallest error may turn into a large one. `tissue` opens the model; without it there is no L3. By what is
+    `stored` the memory to execute it is estimated.
     """
 
     signature: Signature
@@ -38,8 +39,7 @@ class Subject:
     decides: bool = False
     optimised: Callable[[], Runner] | None = None
     tissue: Callable[[], Tissue] | None = None
-    parameters: int = 0
-    nbytes: int = 0
+    stored: StoredSize = NOTHING_STORED
 
 
 @dataclass

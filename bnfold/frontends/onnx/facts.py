@@ -9,7 +9,7 @@ import onnx_ir as ir
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.constants import known_types
 from bnfold.frontends.onnx.inferred import Inferred
-from bnfold.model import ModelFacts, Port, Signature
+from bnfold.model import ModelFacts, Port, Signature, StoredSize
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONSTANT_LIKE = ("Constant", "ConstantOfShape", "Shape", "Size")
@@ -24,21 +24,22 @@ def signature(model: ir.Model) -> Signature:
 def facts(model: ir.Model) -> ModelFacts:
     """Counts over the graph, the bodies of control flow and the functions, each counted once."""
     every = list(walking.nodes(model))
-    parameters, nbytes = size(model)
+    stored = size(model)
     return ModelFacts(
         batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
         nodes=len(every),
         compute_nodes=len(every) - _bookkeeping(every),
-        parameters=parameters,
-        bytes=nbytes,
+        parameters=stored.floats,
+        bytes=stored.nbytes,
         macs=_macs(_at_batch_one(model)),
     )
 
 
-def size(model: ir.Model) -> tuple[int, int]:
-    """How many floats the model stores, and the bytes of all its tensors."""
+def size(model: ir.Model) -> StoredSize:
+    """What the model stores; to be recorded, it is read tensor by tensor."""
     tensors = list(walking.stored_tensors(model))
-    return sum(t.size for t in tensors if t.dtype in walking.FLOATS), sum(t.nbytes for t in tensors)
+    floats = [tensor.size for tensor in tensors if tensor.dtype in walking.FLOATS]
+    return StoredSize(sum(floats), sum(tensor.nbytes for tensor in tensors), max(floats, default=0))
 
 
 def _port(value: ir.Value) -> Port:

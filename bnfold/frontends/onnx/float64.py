@@ -7,7 +7,7 @@ operators have no such type in the standard (the scales of Resize).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,18 @@ FLOAT_BY_DEFAULT = {
 }
 
 
-def as_float64(model: ir.Model) -> ir.Model:
-    """A new model in which every float is a double; the input is not changed."""
+def as_float64(model: ir.Model, *, lazily: bool = False) -> ir.Model:
+    """A new model in which every float is a double; the input is not changed.
+
+    `lazily` large tensors are converted whenever they are read, and not kept.
+    """
     wide = model.clone()
     for graph in walking.graphs(wide):
         _widen_values(graph.inputs)
         _widen_values(graph.initializers.values())
         for value in graph.initializers.values():
             if value.const_value is not None:
-                value.const_value = _widen_tensor(value.const_value)
+                value.const_value = _widen_tensor(value.const_value, lazily)
     for node in walking.nodes(wide):
         _widen_values(node.outputs)
         _widen_node(node)
@@ -48,13 +51,29 @@ def in_parts(wide: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, NDArray[Any]
     """What `as_float64` gave, as a proto without its large tensors and these, uncopied, by name. It is used up."""
     stored = wide.graph.initializers
     large = {
-        name: value.const_value.numpy()
+        name: value.const_value
         for name, value in stored.items()
         if value.const_value is not None and value.const_value.size >= LARGE and not value.is_graph_input()
     }
     for name in large:
         del stored[name]
-    return ir.to_proto(wide), large
+    return ir.to_proto(wide), _Arrays(large)
+
+
+class _Arrays(Mapping[str, NDArray[Any]]):
+    """The numbers of tensors by name, read when they are asked for."""
+
+    def __init__(self, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._tensors[name].numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _widen_values(values: Iterable[ir.Value]) -> None:
@@ -71,10 +90,16 @@ def _widen_type(kind: ir.TypeProtocol) -> ir.TypeProtocol:
     return kind
 
 
-def _widen_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def _widen_tensor(tensor: ir.TensorProtocol, lazily: bool = False) -> ir.TensorProtocol:
     if tensor.dtype not in walking.FLOATS or tensor.dtype == ir.DataType.DOUBLE:
         return tensor
-    return ir.Tensor(tensor.numpy().astype(np.float64), name=tensor.name)
+
+    def widened() -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy().astype(np.float64), name=tensor.name)
+
+    if lazily and tensor.size >= LARGE:
+        return ir.LazyTensor(widened, ir.DataType.DOUBLE, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    return widened()
 
 
 def _widen_node(node: ir.Node) -> None:

@@ -14,7 +14,7 @@ from bnfold.frontends.torch.aliasing import bare_name, reads_shape_only
 from bnfold.frontends.torch.calls import call_of
 from bnfold.frontends.torch.lenses import WEIGHT_NAMES, Form, form_of
 from bnfold.frontends.torch.program import ProgramShelf, open_program
-from bnfold.model import ModelFacts
+from bnfold.model import ModelFacts, StoredSize
 
 
 def facts(program: ExportedProgram) -> ModelFacts:
@@ -22,22 +22,23 @@ def facts(program: ExportedProgram) -> ModelFacts:
     graph, _ = open_program(ProgramShelf.of(program))
     operators = [node for node in program.graph.nodes if node.op in ("call_function", "call_method", "call_module")]
     constant = {node.name for node in graph.graph.nodes if graph.constants.is_constant(node)}
-    parameters, nbytes = size(program)
+    stored = size(program)
     return ModelFacts(
         batch_norms=sum(map(graph.is_norm, graph.affines())),
         nodes=len(operators),
         compute_nodes=sum(_computes(node) and node.name not in constant for node in operators),
-        parameters=parameters,
-        bytes=nbytes,
+        parameters=stored.floats,
+        bytes=stored.nbytes,
         macs=_macs(program),
     )
 
 
-def size(program: ExportedProgram) -> tuple[int, int]:
-    """How many floats the program stores, tied ones once, and the bytes of all its tensors."""
+def size(program: ExportedProgram) -> StoredSize:
+    """What the program stores, tied tensors once; to be recorded, it is held whole."""
     tensors = [*program.state_dict.values(), *(t for t in program.constants.values() if isinstance(t, Tensor))]
     unique = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): t for t in tensors}.values()
-    return sum(t.numel() for t in unique if t.is_floating_point()), sum(t.nbytes for t in unique)
+    floats = sum(tensor.numel() for tensor in unique if tensor.is_floating_point())
+    return StoredSize(floats, sum(tensor.nbytes for tensor in unique), floats)
 
 
 def _computes(node: fx.Node) -> bool:
