@@ -267,7 +267,7 @@ def multiply_adds(model: onnx.ModelProto, feed: dict[str, Array]) -> int:
             total += places.size * int(np.prod(weight.shape[1:]))
         elif node.op_type in ("Gemm", "MatMul"):
             total += made[node.output[0]].size * values[node.input[0]].shape[-1]
-        elif node.op_type in ("Add", "Sub", "Mul", "Div", "BatchNormalization"):
-            shapes = {values[name].shape for name in node.input[:2]}
+        elif node.op_type in ("Add", "Sub", "Sum", "Mul", "Div", "BatchNormalization"):
+            shapes = {values[name].shape for name in node.input}
             total += made[node.output[0]].size * (len(shapes) > 1)
     return total
