@@ -48,6 +48,7 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
         costliest = _over_budget(plan, options.max_growth)
         if costliest is None:
             break
+        assert costliest not in closed, "no copy is made of a weight that is closed"
         closed.add(costliest)
         too_large |= dict.fromkeys(_writing(plan, costliest), Refusal(Reason.GROWTH_BUDGET))
     refusals |= {node: refusal for node, refusal in too_large.items() if node in refusals}
@@ -63,8 +64,8 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
 def decide(
     graph: Graph[N, V], refused: Mapping[N, Refusal], *, merge: bool = True, closed: Set[Hashable] = frozenset()
 ) -> tuple[Plan[N, V], dict[N, Refusal]]:
-    """The fixpoint of the rules, nothing touched: the plan, and why each affine outside it stays. Shared weights in
-    `closed` are not rewritten.
+    """The fixpoint of the rules, nothing touched: the plan, and why each affine outside it stays. Of shared weights
+    in `closed` no copy is made.
 
     Affines enter producers first to last and consumers last to first, so that a chain settles in one round.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -19,8 +19,9 @@ class Plan(Generic[N, V]):
     """The graph as it will be: pending operators and vanished affines laid over a graph that is not touched.
 
     `lowered` are batch norms that stay as another affine, of which those in `partly` have lost their scale to a step.
-    `kept` are affines and `closed` shared weights that must stay as they are. `moved` tells of an
-    operator that was merged which one has taken it in, `left` of a sum which of its terms stay, `unmerged` what is not.
+    `kept` are affines that must stay as they are, `closed` shared weights of which no copy may be made. `moved` tells
+    of an operator that was merged which one has taken it in, `left` of a sum which of its terms stay, `unmerged` what
+    is not.
     `undone` are operators in a row that do nothing together.
     """
 
@@ -128,7 +129,9 @@ class Plan(Generic[N, V]):
 
     def fits(self, node: N, op: LinearOp) -> Reason | None:
         shared = self.shared(node) if self.closed else None
-        return Reason.GROWTH_BUDGET if shared and shared.key in self.closed else self.graph.fits(node, op)
+        if shared and shared.key in self.closed and self._copies({**self.pending, node: op})[shared.key]:
+            return Reason.GROWTH_BUDGET
+        return self.graph.fits(node, op)
 
     def inserts(self, node: N, op: LinearOp) -> bool:
         return self.graph.inserts(node, op)
@@ -194,9 +197,12 @@ class Plan(Generic[N, V]):
     def copies(self) -> dict[Hashable, int]:
         """Bytes that copies of each shared weight will add. Equal copies become one; an original nobody reads goes, and
         what was merged does not read it."""
+        return self._copies(self.pending)
+
+    def _copies(self, pending: Mapping[N, LinearOp]) -> dict[Hashable, int]:
         rewritten: dict[SharedWeight, list[object]] = {}
         merged = Counter(weight.key for node in self.moved if (weight := self.graph.shared(node)))
-        for node, op in self.pending.items():
+        for node, op in pending.items():
             if weight := self.graph.shared(node):
                 rewritten.setdefault(weight, []).append(op.source)
         return {

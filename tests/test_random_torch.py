@@ -7,8 +7,9 @@ import torch
 from random_torch import CAMPAIGN, CHECKS, FAULTS, MIX, Called, Recording, check_many, run
 from random_torch_graphs import draw
 
-FOUND_ONCE = (818957, 819633)
-"""An addition that nobody reads became a bias; a weight of which a copy cost too much was not merged into."""
+FOUND_ONCE = (818957, 819633, 1112893)
+"""An addition that nobody reads became a bias; a weight of which a copy cost too much was not merged into, or not
+rewritten when a merge had left it a single reader."""
 
 FOUND_SOON = ("cat hands its slices to the wrong inputs", "affines composed the wrong way round")
 
