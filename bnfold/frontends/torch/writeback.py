@@ -154,7 +154,7 @@ class Ledger:
         for each in inputs:
             if self.constants.is_constant(each):
                 self._release(each)
-            elif not each.users and not each._erased and self.graph.may_go(each):
+            elif not each._erased and self.graph.may_go(each) and all(map(_is_check, each.users)):
                 self._erase(each)
 
     def settle(self) -> None:
@@ -253,7 +253,7 @@ class Ledger:
         return found
 
     def _release(self, node: fx.Node) -> None:
-        for check in [user for user in node.users if reads_shape_only(user) and not user.users]:
+        for check in [user for user in node.users if _is_check(user)]:
             node.graph.erase_node(check)
         if node.users or node in self._gone:
             return
@@ -265,6 +265,11 @@ class Ledger:
             node.graph.erase_node(node)
         for each in inputs:
             self._release(each)
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Whether a node only asserts something of a value's shape or type, so that it goes with the value."""
+    return reads_shape_only(node) and not node.users
 
 
 def _notes(result: fx.Node) -> dict[str, Any]:
