@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp, Parameters
+from bnfold.graph import Reason, batch_norm
 
 
 def agree(left: Array, right: Array) -> None:
@@ -226,3 +227,13 @@ def test_composition_leaves_its_operands_alone() -> None:
     ((after @ op) @ before).evaluate()
     for array, copy in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_batch_norm_of_what_is_no_number_is_no_affine(which: int, value: float) -> None:
+    """Whoever reads it sees that at once: no operator has to be asked whether it can hold the result."""
+    statistics = [np.ones(3) for _ in range(4)]
+    assert isinstance(batch_norm(*statistics, 1e-5), ChannelAffine)
+    statistics[which][1] = value
+    assert batch_norm(*statistics, 1e-5) is Reason.NON_FINITE
