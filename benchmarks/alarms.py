@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from zoo import ERROR_RATIO_AT_MOST, HERE, MODELS, Failed, answer, measured, process
+from zoo import ERROR_RATIO_AT_MOST, HERE, MODELS, Failed, answer, measured, process, study
 
 import bnfold
 from bnfold.dialects import onnx_dialect
@@ -210,12 +210,9 @@ def table(rows: list[Row]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "zoo", help="NAME.onnx lie here")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser = study(__doc__, MODELS)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--doc", type=Path, metavar="FILE", help="write the page")
     return parser.parse_args()
 
 

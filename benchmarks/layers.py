@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from zoo import HERE, answer, process
+from zoo import HERE, answer, process, study
 
 MODELS = ("resnet50", "densenet121")
 PHASES = {
@@ -149,11 +149,8 @@ def document(found: list[dict[str, Any]], repeat: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "zoo", help="NAME.onnx lie here")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser = study(__doc__, MODELS)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--doc", type=Path, metavar="FILE", help="write the page")
     parser.add_argument("--once", nargs=2, type=Path, metavar="FILE", help="measure one check here")
     options = parser.parse_args()
     if options.once:

@@ -24,11 +24,9 @@ import argparse
 import contextlib
 import io
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +34,7 @@ import onnx
 import onnxruntime
 from mutations import MUTATIONS
 from spoiling import Mutant, Mutation, Pair
+from zoo import study
 
 import bnfold
 
@@ -256,15 +255,12 @@ def number(value: float | None) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "zoo", help="NAME.onnx lie here")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser = study(__doc__, MODELS)
     parser.add_argument(
         "--spread", type=int, default=3, metavar="N", help="networks per mutation (default %(default)s)"
     )
     parser.add_argument("--only", default="", metavar="MUTATION", help="one mutation alone")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--doc", type=Path, metavar="FILE", help="write the page")
     return parser.parse_args()
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from zoo import HERE, Failed, process
 
 import bnfold
+from bnfold.runtime import session
 
 TOOLS = ("bnfold", "onnxscript", "onnxsim", "onnxslim", "onnxoptimizer", "onnxruntime")
 FLOAT = TensorProto.FLOAT
@@ -151,11 +151,8 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def outputs(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(value, np.float64) for value in session.run(None, feeds)]
+    run = session(model.SerializeToString(), optimise=False)
+    return [value.astype(np.float64) for value in run(feeds).values()]
 
 
 def difference(original: onnx.ModelProto, result: onnx.ModelProto) -> float | str:

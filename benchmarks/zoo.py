@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,6 +257,15 @@ def left(rows: list[Row]) -> str:
 def describe(affine: Row) -> str:
     blockers = " + ".join(filter(None, [affine["blocker"], *affine["also"]])) or "—"
     return f"{affine['name']}  {affine['reason']}  {blockers}"
+
+
+def study(text: str | None, models: Iterable[str]) -> argparse.ArgumentParser:
+    """The flags of a study of networks that were built before; `text` begins with what it shows."""
+    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "zoo", help="NAME.onnx lie here")
+    parser.add_argument("--models", nargs="+", default=list(models), metavar="NAME")
+    parser.add_argument("--doc", type=Path, metavar="FILE", help="write the page")
+    return parser
 
 
 def parse() -> argparse.Namespace:

@@ -42,7 +42,7 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
         node: Refusal(Reason.EXCLUDED) for node in graph.affines() if not _wanted(graph.site(node), options)
     }
     closed: set[Hashable] = set()
-    too_large: dict[N, Refusal] = {}
+    given_up: set[N] = set()
     while True:
         plan, refusals = decide(graph, refused, merge=options.merge == "auto", closed=closed)
         costliest = _over_budget(plan, options.max_growth)
@@ -50,8 +50,8 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
             break
         assert costliest not in closed, "no copy is made of a weight that is closed"
         closed.add(costliest)
-        too_large |= dict.fromkeys(_writing(plan, costliest), Refusal(Reason.GROWTH_BUDGET))
-    refusals |= {node: refusal for node, refusal in too_large.items() if node in refusals}
+        given_up.update(_writing(plan, costliest))
+    refusals |= dict.fromkeys(given_up & refusals.keys(), Refusal(Reason.GROWTH_BUDGET))
     if options.leftover == "affine":
         _lower(plan, refusals)
     report = _report(plan, refusals)
