@@ -93,6 +93,8 @@ def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refus
         answer = rule(plan, node, affine, None) if isinstance(affine, ChannelAffine) else _unreadable(affine)
         if isinstance(answer, Refusal):
             refusals[node] = answer
+        elif not plan.affords(answer.writes):
+            refusals[node] = Refusal(Reason.GROWTH_BUDGET)
         else:
             plan.accept(answer)
     return refusals
@@ -113,10 +115,10 @@ def _try_merges(plan: Plan[N, V]) -> dict[N, Refusal]:
     refusals = {}
     for rule in MERGES:
         for node in plan.joins():
-            while isinstance(answer := rule(plan, node), Merge):
+            while isinstance(answer := rule(plan, node), Merge) and plan.affords([(answer.into, answer.op)]):
                 plan.merge(answer)
-            if isinstance(answer, Refusal):
-                refusals[node] = answer
+            if answer is not None:
+                refusals[node] = answer if isinstance(answer, Refusal) else Refusal(Reason.GROWTH_BUDGET)
     return refusals
 
 
@@ -139,10 +141,10 @@ def _explained(plan: Plan[N, V], node: N, refusals: Sequence[Refusal]) -> Refusa
 
 
 def _obstacles(plan: Plan[N, V], node: N, rule: Rule) -> list[Refusal] | None:
-    """What would have to go for a rule to fold the affine, in order; None where nothing would help."""
+    """What would have to go for a rule to fold the affine, in order; None where nothing, or only a budget, would."""
     affine, found = plan.read(node), list[Refusal]()
     answer = rule(plan, node, affine, found) if isinstance(affine, ChannelAffine) else None
-    return found if isinstance(answer, Step) else None
+    return found if found and isinstance(answer, Step) else None
 
 
 def _telling(upstream: Refusal, downstream: Refusal) -> Refusal:

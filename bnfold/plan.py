@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -128,10 +128,14 @@ class Plan(Generic[N, V]):
         return self._readings[node]
 
     def fits(self, node: N, op: LinearOp) -> Reason | None:
-        shared = self.shared(node) if self.closed else None
-        if shared and shared.key in self.closed and self._copies({**self.pending, node: op})[shared.key]:
-            return Reason.GROWTH_BUDGET
         return self.graph.fits(node, op)
+
+    def affords(self, writes: Iterable[tuple[N, LinearOp]]) -> bool:
+        """Whether all of these together make no copy of a weight that is closed."""
+        if not self.closed:
+            return True
+        copies = self._copies({**self.pending, **dict(writes)})
+        return not any(copies.get(key) for key in self.closed)
 
     def inserts(self, node: N, op: LinearOp) -> bool:
         return self.graph.inserts(node, op)

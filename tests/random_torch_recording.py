@@ -64,8 +64,8 @@ class _Tape(ProxyTorchDispatchMode):
 
     def argument(self, tensor: Tensor) -> fx.Node | float:
         """What made the tensor; a number that torch made a tensor of is a number again."""
-        number = not tensor.ndim and id(tensor) not in self.nodes
-        return tensor.item() if number else self.node(tensor)
+        known = id(tensor) in self.nodes or any(each.is_set_to(tensor) for each in self.alive)
+        return self.node(tensor) if tensor.ndim or known else tensor.item()
 
     def note(self, node: fx.Node, value: Any) -> fx.Node:
         """The node makes this value; a tensor lives on, so that no other one gets its id."""

@@ -37,7 +37,7 @@ _KEEPING_NAMES = words(
     "relu relu_ relu6 hardtanh silu gelu sigmoid tanh leaky_relu hardswish dropout contiguous clone detach"
     " max_pool2d avg_pool2d adaptive_avg_pool2d interpolate pad"
 )
-_ARITHMETIC = words("add sub mul div truediv")
+_ARITHMETIC = words("add sub rsub mul div truediv")
 _ELEMENTWISE = _ARITHMETIC | words("neg sqrt rsqrt reciprocal")
 _DEMANDED = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
@@ -125,7 +125,7 @@ def _constants(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Nod
 def _operands(node: fx.Node) -> list[fx.Node]:
     """The operands of an elementwise operator; a number counts as the other one."""
     named = node.op in ("call_function", "call_method") and bare_name(node) in _ARITHMETIC
-    if not named or node.kwargs or len(node.args) != 2:
+    if not named or node.kwargs.keys() - {"alpha"} or len(node.args) != 2:
         return []
     left, right = (each if isinstance(each, fx.Node) else None for each in node.args)
     numbers = all(isinstance(each, (fx.Node, int, float)) for each in node.args)
