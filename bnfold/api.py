@@ -141,10 +141,14 @@ def check(
     )
 
 
-def bench(*paths: str | Path, batch: int = 1, budget: float = 60.0, processes: int = 10) -> Benchmark:
-    """Measure model files against the first in fresh processes; one alone is measured against its own fold."""
+def bench(*paths: str | Path, batch: int | Sequence[int] = 1, budget: float = 60.0, processes: int = 10) -> Benchmark:
+    """Measure model files against the first in fresh processes; one alone is measured against its own fold.
+
+    `batch` is one size or several, of which the first is spoken of; `budget` is in seconds for all `processes`.
+    """
+    batches = (batch,) if isinstance(batch, int) else tuple(batch)
     run = Run("bench")
-    pipeline.run_bench(run, tuple(map(Path, paths)), batch=batch, budget=budget, processes=processes)
+    pipeline.run_bench(run, tuple(map(Path, paths)), batches=batches, budget=budget, processes=processes)
     assert run.bench is not None, "run_bench measures or raises"
     return run.bench
 

@@ -62,7 +62,8 @@ class Step:
 class ModelFacts:
     """Counts of one model. `compute_nodes` leaves out constants and shape bookkeeping; `bytes` are of its tensors.
 
-    `macs` are multiply-adds of linear operators at batch 1, None where a size is not known.
+    `macs` are multiply-adds of linear operators, and `activation_bytes` the bytes of all that operators compute from
+    inputs, both at batch 1; None where a size is not known.
     """
 
     batch_norms: int
@@ -71,3 +72,4 @@ class ModelFacts:
     parameters: int
     bytes: int
     macs: int | None
+    activation_bytes: int | None = None

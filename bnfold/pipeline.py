@@ -240,7 +240,7 @@ def run_bench(
     *,
     source: Source = Source(),
     run_options: RunOptions = RunOptions(),
-    batch: int = 1,
+    batches: tuple[int, ...] = (1,),
     budget: float = 60.0,
     processes: int = 10,
     gates: tuple[str, ...] = (),
@@ -255,7 +255,7 @@ def run_bench(
     if len(models) == 1:
         work = _Work(run, run_options, FoldOptions(), CheckOptions(enabled="proved" in gates))
         contenders = {"original": models[0], "folded": work.checked_fold(onnx_dialect(), models[0])}
-    options = _bench_options(run_options, batch=batch, budget=budget, processes=processes)
+    options = _bench_options(run_options, batches=batches, budget=budget, processes=processes)
     run.bench = _measured(run, contenders, options)
     proved = run.check is not None and run.check.verdict is Verdict.PROVED
     if failures := [failure for rule in rules if (failure := rule.missed(run.bench.contenders[-1], proved=proved))]:
@@ -410,13 +410,13 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
 
 
 def _bench_options(
-    run_options: RunOptions, *, batch: int = 1, budget: float = 60.0, processes: int = 10
+    run_options: RunOptions, *, batches: tuple[int, ...] = (1,), budget: float = 60.0, processes: int = 10
 ) -> BenchOptions:
     from bnfold.benchmark import BenchOptions
 
     plan = plan_of(onnx_dialect(), run_options, CheckOptions())
     return BenchOptions(
-        batch=batch,
+        batches=batches,
         budget=budget,
         processes=processes,
         threads=run_options.threads or 1,

@@ -147,7 +147,7 @@ def write(path: Path, *ops: str, name: str = "x", shape: Sequence[Any] = ("batch
 def test_measuring_in_earnest(tmp_path: Path) -> None:
     said: list[str] = []
     contenders = [write(tmp_path / "a.onnx", "Relu", "Exp"), write(tmp_path / "b.onnx", "Exp")]
-    found = measure(contenders, BenchOptions(batch=3, budget=0.1, processes=2), said.append)
+    found = measure(contenders, BenchOptions(batches=(3,), budget=0.1, processes=2), said.append)
     assert [row.name for row in found.contenders] == ["a", "b"]
     assert [(row.a, row.b, row.options) for row in found.comparisons] == [("a", "b", "default"), ("a", "b", "off")]
     assert found.processes == 2
@@ -163,6 +163,45 @@ def test_measuring_in_earnest(tmp_path: Path) -> None:
         assert row.session_s
         assert row.first_run_s
         assert row.peak_bytes is None or row.peak_bytes > 1_000_000
+
+
+def test_several_batch_sizes_are_measured_and_the_first_is_spoken_of(tmp_path: Path) -> None:
+    contenders = [write(tmp_path / "a.onnx", "Relu", "Exp"), write(tmp_path / "b.onnx", "Exp")]
+    found = measure(contenders, BenchOptions(batches=(2, 5), budget=0.1, processes=2))
+    assert found.batch == 2
+    rows = [(row.options, row.batch) for row in found.comparisons]
+    assert rows == [("default", 2), ("off", 2), ("default", 5)]
+    for row in found.contenders:
+        assert [each.batch for each in row.batches] == [2, 5]
+        assert all(each.p50_s and each.throughput == each.batch / each.p50_s for each in row.batches)
+        assert (row.p50_s, row.throughput) == (row.batches[0].p50_s, row.batches[0].throughput)
+    assert [row.operators_after_runtime for row in found.contenders] == [{"Relu": 1, "Exp": 1}, {"Exp": 1}]
+
+
+def test_a_batch_that_the_model_fixes_is_measured_once(tmp_path: Path) -> None:
+    fixed = write(tmp_path / "a.onnx", "Exp", shape=(2, 8))
+    found = measure([fixed], BenchOptions(batches=(1, 2, 4), budget=0.1, processes=2))
+    assert [each.batch for each in found.contenders[0].batches] == [2]
+    assert any("batch is 2, as the model or the data fix it, not 1, 4" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("noise", "processes"), [(0.0, 5), (0.2, 9)])
+def test_measuring_stops_once_nothing_more_is_to_be_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float, processes: int
+) -> None:
+    generator = np.random.default_rng(0)
+
+    def answered(job: Any) -> Any:
+        shift = float(np.exp(generator.normal(0, noise)))
+        times = [[(1e-3 * shift, 1e-3)] * 20 for _ in job["pairs"]]
+        known = dict.fromkeys(job["models"], 1.0)
+        return {"times": times, "session_s": known, "first_run_s": known, "peak_bytes": 1}
+
+    monkeypatch.setattr(processes_room, "start_child", answered)
+    contenders = [write(tmp_path / "a.onnx", "Exp"), write(tmp_path / "b.onnx", "Exp")]
+    found = measure(contenders, BenchOptions(budget=60, processes=9))
+    assert found.processes == processes
+    assert any("narrower" in note for note in found.notes) == (processes < 9)
 
 
 def test_one_model_alone_is_measured_with_its_control(tmp_path: Path) -> None:
@@ -224,8 +263,21 @@ def job(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     a, b = write(tmp_path / "a.onnx", "Exp"), write(tmp_path / "b.onnx", "Relu")
     np.savez(tmp_path / "inputs.npz", x=np.ones((1, 8), np.float32))
     models = {c.name: {"path": str(c.path), "optimise": True} for c in (a, b)}
-    options = {"provider": "cpu", "provider_options": {}, "threads": 1, "seed": 0, "seconds": 0.0}
-    return {"models": models, "pairs": [["a", "b"]], "inputs": str(tmp_path / "inputs.npz"), **options, **changes}
+    options = {
+        "runtime": "onnxruntime",
+        "provider": "cpu",
+        "provider_options": {},
+        "threads": 1,
+        "seed": 0,
+        "seconds": 0.0,
+    }
+    return {
+        "models": models,
+        "pairs": [["a", "b", "1"]],
+        "inputs": {"1": str(tmp_path / "inputs.npz")},
+        **options,
+        **changes,
+    }
 
 
 def test_a_process_times_each_pair_at_least_twice(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (defaults["simplify"], defaults["bench"]) == (False, False)
     assert str(defaults["app_dir"]) == "."
     bench = {item.name: item.default for item in commands.commands["bench"].params}
-    assert (bench["batch"], bench["budget"], bench["processes"], bench["dtype"]) == (1, 60, 10, "keep")
+    assert (bench["batch"], bench["budget"], bench["processes"], bench["dtype"]) == ("1", 60, 10, "keep")
 
 
 # ── usage ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,6 +125,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (["fold"], "bnfold fold needs MODEL\n  run: bnfold fold model.onnx"),
         (["check", "a.onnx"], "needs two models, REFERENCE and CANDIDATE\n  run: bnfold check a.onnx"),
         (["bench"], "bnfold bench needs MODEL"),
+        (["bench", "a.onnx", "--batch", "1,0"], "--batch '1,0' is no batch size"),
+        (["bench", "a.onnx", "--batch", "many"], "--batch 'many' is no batch size"),
         (["fold", "a.onnx", "--exlude", "x"], "bnfold fold has no flag --exlude; did you mean --exclude?"),
         (["fold", "a.onnx", "--merge", "maybe"], "the value of --merge cannot be used: 'maybe' is not one of"),
         (["fold", "a.onnx", "--seed", "x"], "the value of --seed cannot be used"),

@@ -958,9 +958,11 @@ def test_facts() -> None:
     found = frontend.facts(frontend.from_proto(computed_zero_bias()))
     assert (found.batch_norms, found.nodes, found.compute_nodes) == (1, 11, 3)
     assert found.macs == 2 * 4 * 6 * 5 * 4 * 9
+    assert found.activation_bytes == 4 * (3 * 4 * 6 * 5)
     assert found.parameters == 2 * 144 + 16 + 1
     assert found.bytes == found.parameters * 4 + 8
-    assert frontend.facts(frontend.from_proto(unknown_rank())).macs is None
+    unknown = frontend.facts(frontend.from_proto(unknown_rank()))
+    assert unknown.macs is unknown.activation_bytes is None
 
 
 def test_signature() -> None:

@@ -21,7 +21,7 @@ from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.graph import Reason, Refusal, Site
 from bnfold.model import ModelFacts
 from bnfold.outcome import FoldReport, Outcome
-from bnfold.reports import console, explain, files, junit, markdown
+from bnfold.reports import console, explain, files, junit, markdown, tables
 from bnfold.reports import json as report_json
 from bnfold.reports.findings import findings
 from bnfold.reports.report import PRECEDENCE, STATUS, Policy, Report
@@ -327,6 +327,16 @@ def benchmark(verdict: Comparison) -> Benchmark:
     measured = Measured("a[bold]", "a.onnx", 2, 0, 10, 100, None, 400, 1e-3, 2e-3, None, 900.0, 0.1, 0.01, 1 << 20)
     pairs = tuple(Compared("a", "b", options, 1.5, 1.4, math.inf, 0.95, verdict) for options in ("default", "off"))
     return Benchmark((measured,), pairs, Interval(1.0, 0.99, 1.01), 1, 10, 1, "CPUExecutionProvider", ("load 0.5",))
+
+
+def test_intervals_are_drawn_to_scale() -> None:
+    scale, lines = tables.intervals(replace(benchmark(Comparison.FASTER), control=Interval(1.0, 0.75, 1.5)), width=21)
+    assert scale.split() == ["0.75", "1.50"]
+    assert lines == [
+        ("the first model twice", "├───────●───────────┤", "control"),
+        ("default", "        ┊         ├─●", "faster"),
+        ("off", "        ┊         ├─●", "faster"),
+    ]
 
 
 @pytest.mark.parametrize(

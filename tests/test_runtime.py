@@ -50,6 +50,32 @@ def test_a_session_maps_arrays_to_arrays() -> None:
     assert run.version.count(".") >= 2
 
 
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_prepared_run_computes_and_refuses_as_a_call_does(
+    device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_DEVICES", {"CPUExecutionProvider": device} if device else {})
+    run = session(model(shape=(2, 3)), threads=1)
+    run.prepared({"x": np.ones((2, 3), np.float32)})()
+    with pytest.raises(CannotRun):
+        run.prepared({"x": np.ones((5, 3), np.float32)})()
+    with pytest.raises(CannotRun):
+        run.prepared({"unknown": np.ones((2, 3), np.float32)})()
+
+
+def test_what_a_bound_run_computes_stays_where_it_was_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = session(model("Neg"), threads=1)
+    binding = run._raw.io_binding()
+    monkeypatch.setattr(run._raw, "io_binding", lambda: binding)
+    run._bound({"x": np.array([[1, 2, 3]], np.float32)}, "cpu")()
+    assert np.array_equal(binding.copy_outputs_to_cpu()[0], [[-1, -2, -3]])
+
+
+def test_threads_that_do_not_spin_compute_the_same() -> None:
+    x = {"x": np.array([[-1, 0, 2]], np.float32)}
+    assert np.array_equal(session(model(), threads=2, spins=False)(x)["y"], session(model())(x)["y"])
+
+
 def test_a_file_may_have_external_data(tmp_path: Path) -> None:
     proto = conv_and_norm()
     path = tmp_path / "model.onnx"

@@ -987,6 +987,10 @@ def test_facts_count_what_is_there() -> None:
     assert before.macs == after.macs == 36 * 4 * 27 + 16 * 6 * 36 + 6 * 5
     assert after.parameters == sum(t.numel() for t in frontend.fold_program(program)[0].state_dict.values())
     assert before.bytes > after.bytes
+    assert before.activation_bytes is not None
+    assert after.activation_bytes is not None
+    normed = 4 * (36 * 4 + 16 * 6)  # the results of the two batch norms
+    assert before.activation_bytes - after.activation_bytes == normed
 
 
 def test_capture_and_fold_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:

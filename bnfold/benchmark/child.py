@@ -12,7 +12,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ import ml_dtypes
 import numpy as np
 
 from bnfold.errors import BnfoldError
-from bnfold.runtime import session
+from bnfold.runtime import Session, session
 
 WARM_UP = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 2, 5000
 VISIT_S = 0.02
 
+Call = Callable[[], object]
 Rounds = list[tuple[float, float]]
 """Seconds of the first and of the second of a pair, one row per round."""
 
@@ -45,34 +45,40 @@ def main() -> int:
 def perform(job: Mapping[str, Any]) -> dict[str, Any]:
     """Load every model in a random order, then time the pairs for `seconds`. All times are in seconds."""
     order = random.Random(job["seed"])
-    feeds = _feeds(Path(job["inputs"]))
+    feeds = {batch: _feeds(Path(path)) for batch, path in job["inputs"].items()}
     keys = list(job["models"])
     order.shuffle(keys)
-    runs: dict[str, Callable[[], Any]] = {}
+    models: dict[str, Session] = {}
     session_s, first_run_s = {}, {}
     for key in keys:
         start = time.perf_counter()
-        run = session(
-            Path(job["models"][key]["path"]),
-            provider=job["provider"],
-            provider_options=job["provider_options"],
-            threads=job["threads"],
-            optimise=job["models"][key]["optimise"],
-        )
+        models[key] = _open(job, **job["models"][key])
         session_s[key] = time.perf_counter() - start
-        runs[key] = partial(run, feeds)
-        first_run_s[key] = _timed(runs[key])
-    for run_again in runs.values():
-        for _ in range(WARM_UP):
-            run_again()
-    times = _time_pairs(runs, job["pairs"], job["seconds"], order)
+        first_run_s[key] = _timed(models[key].prepared(next(iter(feeds.values()))))
+    pairs = [
+        (models[first].prepared(feeds[batch]), models[second].prepared(feeds[batch]))
+        for first, second, batch in job["pairs"]
+    ]
+    times = time_pairs(pairs, job["seconds"], order)
     return {"session_s": session_s, "first_run_s": first_run_s, "times": times, "peak_bytes": peak_bytes()}
 
 
-def _time_pairs(
-    runs: Mapping[str, Callable[[], Any]], pairs: Sequence[Sequence[str]], seconds: float, order: random.Random
-) -> list[Rounds]:
-    """Visit the pairs in turn, in a random order each time, at least once; the garbage collector waits."""
+def _open(job: Mapping[str, Any], path: str, optimise: bool) -> Session:
+    return session(
+        Path(path),
+        provider=job["provider"],
+        provider_options=job["provider_options"],
+        threads=job["threads"],
+        optimise=optimise,
+        spins=False,
+    )
+
+
+def time_pairs(pairs: Sequence[tuple[Call, Call]], seconds: float, order: random.Random) -> list[Rounds]:
+    """Warm up, then visit the pairs in turn, each time in a random order, at least once; no garbage is collected."""
+    for pair in pairs:
+        for run in pair * WARM_UP:
+            run()
     times: list[Rounds] = [[] for _ in pairs]
     positions = list(range(len(pairs)))
     end = time.perf_counter() + seconds
@@ -81,15 +87,14 @@ def _time_pairs(
     while positions and len(times[0]) < MOST_ROUNDS:
         order.shuffle(positions)
         for position in positions:
-            first, second = (runs[key] for key in pairs[position])
-            times[position] += _visit(first, second)
+            times[position] += _visit(*pairs[position])
         if time.perf_counter() > end:
             break
     gc.enable()
     return times
 
 
-def _visit(first: Callable[[], Any], second: Callable[[], Any]) -> Rounds:
+def _visit(first: Call, second: Call) -> Rounds:
     """A burst of rounds on one pair. Both run untimed first: one of them may be warm from another pair."""
     first()
     second()
@@ -104,7 +109,7 @@ def _visit(first: Callable[[], Any], second: Callable[[], Any]) -> Rounds:
     return rounds
 
 
-def _timed(run: Callable[[], Any]) -> float:
+def _timed(run: Call) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from bnfold.benchmark.processes import CONTROL, Processes, Progress
+from bnfold.benchmark.processes import Processes, Progress
 from bnfold.benchmark.records import Benchmark, BenchOptions, Contender
 from bnfold.errors import NoVerdict, UsageError
 from bnfold.model import Arrays
@@ -34,34 +34,41 @@ def measure(
     if not contenders or len({contender.name for contender in contenders}) < len(contenders):
         raise UsageError("bench needs at least one model, each with a name of its own", hint="bnfold bench model.onnx")
     progress("choosing inputs")
-    feeds, opened = _inputs(contenders, options)
-    left = [_batch_norms_left(contender, options) for contender in contenders]
+    opened = [_opened(contender, options) for contender in contenders]
+    feeds = [_inputs(contenders, opened, options, batch) for batch in options.batches]
+    by_batch = {_batch_of(each): each for each in feeds}
+    provider = opened[0].provider
+    del opened
+    censuses = [_census(contender, options) for contender in contenders]
     load_before = _load()
     with TemporaryDirectory() as folder:
-        inputs = Path(folder) / "inputs.npz"
-        np.savez(inputs, **feeds)  # type: ignore[arg-type]
+        inputs = {batch: Path(folder) / f"{batch}.npz" for batch in by_batch}
+        for batch, path in inputs.items():
+            np.savez(path, **by_batch[batch])  # type: ignore[arg-type]
         runs = Processes(contenders, options, inputs, progress)
         runs.collect()
-    control = runs.interval(contenders[0].name, CONTROL, "default")
-    batch = next((value.shape[0] for value in feeds.values() if value.ndim), 1)
     return Benchmark(
-        tuple(runs.measured(contender, bn, batch) for contender, bn in zip(contenders, left, strict=True)),
-        tuple(runs.compared(pair, control) for pair in runs.pairs if pair[1] != CONTROL),
-        control,
-        batch,
+        tuple(runs.measured(contender, census) for contender, census in zip(contenders, censuses, strict=True)),
+        runs.compared(),
+        runs.control,
+        runs.batch,
         len(runs.answers),
         options.threads,
-        opened.provider,
-        tuple(_notes(options, batch, load_before, runs)),
+        provider,
+        tuple(_notes(options, by_batch, load_before, runs)),
         runs.interrupted,
+        options.mode,
     )
 
 
-def _inputs(contenders: Sequence[Contender], options: BenchOptions) -> tuple[Arrays, Session]:
-    """One input that every contender accepts, and the first contender ready to run."""
-    opened = [_opened(contender, options) for contender in contenders]
+def _batch_of(feeds: Arrays) -> int:
+    return next((value.shape[0] for value in feeds.values() if value.ndim), 1)
+
+
+def _inputs(contenders: Sequence[Contender], opened: Sequence[Session], options: BenchOptions, batch: int) -> Arrays:
+    """One input of this batch size that every contender accepts."""
     signature = with_inputs(opened[0].signature, options.inputs)
-    wanted = {name: (options.batch,) for name, is_batch in dynamic_axes(signature).items() if is_batch}
+    wanted = {name: (batch,) for name, is_batch in dynamic_axes(signature).items() if is_batch}
     probes = replace(options.probes, dims={**wanted, **options.probes.dims})
     feeds = make_probes(signature, opened[0], probes).probes[0].feeds
     for contender, run in zip(contenders[1:], opened[1:], strict=True):
@@ -72,7 +79,7 @@ def _inputs(contenders: Sequence[Contender], options: BenchOptions) -> tuple[Arr
                 code="inputs-differ",
             )
         run(feeds)
-    return feeds, opened[0]
+    return feeds
 
 
 def _opened(contender: Contender, options: BenchOptions) -> Session:
@@ -87,7 +94,7 @@ def _opened(contender: Contender, options: BenchOptions) -> Session:
         raise NoVerdict(f"{contender.name}: {error}", code=error.code) from error
 
 
-def _batch_norms_left(contender: Contender, options: BenchOptions) -> int | None:
+def _census(contender: Contender, options: BenchOptions) -> Mapping[str, int] | None:
     """None where the runtime cannot write down what it made of the graph."""
     try:
         census = census_after_optimisation(
@@ -95,7 +102,7 @@ def _batch_norms_left(contender: Contender, options: BenchOptions) -> int | None
         )
     except CannotRun:
         return None
-    return census["BatchNormalization"]
+    return dict(census)
 
 
 def _load() -> float | None:
@@ -103,10 +110,13 @@ def _load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def _notes(options: BenchOptions, batch: int, load_before: float | None, runs: Processes) -> list[str]:
+def _notes(options: BenchOptions, batches: Iterable[int], load_before: float | None, runs: Processes) -> list[str]:
     notes = [f"{platform.machine()}, {os.cpu_count()} cores, load {load_before} before and {_load()} after"]
-    if batch != options.batch:
-        notes.append(f"the batch is {batch}, as the model or the data fix it, not {options.batch}")
-    if len(runs.answers) < options.processes:
+    if missing := set(options.batches) - set(batches):
+        there, asked = (", ".join(map(str, sorted(sizes))) for sizes in (batches, missing))
+        notes.append(f"the batch is {there}, as the model or the data fix it, not {asked}")
+    if runs.settled:
+        notes.append(f"stopped after {len(runs.answers)} processes: every interval is narrower than 1 %")
+    elif len(runs.answers) < options.processes and not runs.interrupted:
         notes.append(f"{len(runs.answers)} of {options.processes} processes in {options.budget:g} s: raise --budget")
     return notes

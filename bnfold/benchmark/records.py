@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from bnfold.benchmark.statistics import Comparison, Interval
 from bnfold.model import ModelFacts
 from bnfold.verify.inputs import InputSpec
 from bnfold.verify.probes import ProbeOptions
 
-OPTIMISATIONS: Mapping[str, bool] = {"default": True, "off": False}
-"""What the runtime does to a graph by itself; both are measured, and only equals are compared."""
+MODES: Mapping[str, Mapping[str, bool]] = {
+    "onnxruntime": {"default": True, "off": False},
+    "torch": {"eager": False, "compiled": True},
+}
+"""By runtime, whether it changes the graph by itself; both are measured, only equals are compared, and the first is the
+one that is spoken of."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +31,42 @@ class Contender:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How to measure. `budget` is in seconds for all processes together; at least two run whatever it is."""
+    """How to measure. `budget` is in seconds for all processes together; at least two run whatever it is. The first of
+    `batches` is measured in every mode of the runtime, the others in its first."""
 
-    batch: int = 1
+    batches: tuple[int, ...] = (1,)
     budget: float = 60.0
     processes: int = 10
     threads: int = 1
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
     provider: str = "cpu"
     provider_options: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[InputSpec] = ()
     probes: ProbeOptions = field(default_factory=ProbeOptions)
 
+    @property
+    def mode(self) -> str:
+        """The optimisation that is spoken of."""
+        return next(iter(MODES[self.runtime]))
+
+
+@dataclass(frozen=True)
+class AtBatch:
+    """How fast one contender is at one batch size: median seconds of a run, and samples per second."""
+
+    batch: int
+    p50_s: float | None
+    throughput: float | None
+
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender at the runtime's default optimisation, in seconds and bytes; None: not known, or too few to say.
+    """One contender in the runtime's first mode, in seconds and bytes; None: not known, or too few to say.
 
     `session_s` and `first_run_s` are medians over the processes, `peak_bytes` the high-water mark of a process of its
-    own, `throughput` in samples per second, `bn_after_runtime` the batch norms that the runtime's optimisation leaves.
+    own, `throughput` in samples per second, `bn_after_runtime` the batch norms that the runtime's optimisation leaves,
+    `operators_after_runtime` how many operators of each type. Times are those of the first batch size; `batches` has
+    them for all.
     """
 
     name: str
@@ -61,11 +84,15 @@ class Measured:
     session_s: float | None
     first_run_s: float | None
     peak_bytes: int | None
+    activation_bytes: int | None = None
+    operators_after_runtime: Mapping[str, int] | None = None
+    batches: tuple[AtBatch, ...] = ()
 
 
 @dataclass(frozen=True)
 class Compared:
-    """`ratio` is the time of `a` over that of `b`: 1.10 says that b is 1.10 times as fast. `options`: default, off."""
+    """`ratio` is the time of `a` over that of `b`: 1.10 says that b is 1.10 times as fast. `options` is the mode of the
+    runtime: default, off; eager, compiled."""
 
     a: str
     b: str
@@ -75,11 +102,13 @@ class Compared:
     high: float | None
     confidence: float
     verdict: Comparison
+    batch: int = 1
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything measured. `control` compares the first contender with itself; `notes` say how far to trust it."""
+    """Everything measured. `control` compares the first contender with itself; `notes` say how far to trust it.
+    `batch` is the first of the batch sizes."""
 
     contenders: tuple[Measured, ...]
     comparisons: tuple[Compared, ...]
@@ -90,3 +119,4 @@ class Benchmark:
     provider: str
     notes: tuple[str, ...] = ()
     interrupted: bool = False
+    mode: str = "default"

@@ -239,7 +239,7 @@ def bench(
     source: SourceFlags,
     run: RunFlags,
     report: ReportFlags,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="The batch size.")] = 1,
+    batch: Annotated[str, typer.Option(metavar="N[,N...]", help="The batch sizes; the first is spoken of.")] = "1",
     budget: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to measure for.")] = 60,
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh processes to measure in.")] = 10,
     dtype: Annotated[
@@ -264,7 +264,7 @@ def bench(
             tuple(models),
             source=source.source(run.words()),
             run_options=run.options(),
-            batch=batch,
+            batches=_batches(batch),
             budget=budget,
             processes=processes,
             gates=tuple(gate),
@@ -313,6 +313,16 @@ def parse(argv: list[str]) -> Job | int:
 
 def _given(run: RunFlags, out: Path | None) -> tuple[str, ...]:
     return (*run.words(), *(("-o", str(out)) if out else ()))
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"--batch {text!r} is no batch size", code="bad-batch", hint="--batch 1 or --batch 1,8,32")
+    return sizes
 
 
 def _refuse_given(flags: dict[str, Any]) -> None:

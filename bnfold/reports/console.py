@@ -124,13 +124,25 @@ def _second(report: Report) -> str:
 def _bench(report: Report) -> Iterator[RenderableType]:
     if report.run.bench is None:
         return
-    grid = _table("model", "median", "90 %", "BNs that run", "size", numeric=True)
+    bench = report.run.bench
+    grid = _table("model", "median", "90 %", "session", "memory", "BNs run", "size", numeric=True)
     for cells in tables.contenders(report.run):
         grid.add_row(*(Text(cell) for cell in cells))
     yield grid
-    yield Group(*(Text(line) for line in tables.comparisons(report.run)))
-    if report.run.bench.notes:
-        yield Group(*(Text(f"note: {clean(note)}") for note in report.run.bench.notes))
+    sizes = [each.batch for each in bench.contenders[0].batches]
+    grid = _table("samples a second", *(f"batch {size}" for size in sizes), numeric=True)
+    for cells in (several := list(tables.throughputs(bench))):
+        grid.add_row(*(Text(cell) for cell in cells))
+    if several:
+        yield grid
+    scale, lines = tables.intervals(bench)
+    grid = _table("times as fast", scale, "")
+    for cells in lines:
+        grid.add_row(*(Text(cell) for cell in cells))
+    yield grid
+    yield Group(*(Text(line) for line in (*tables.comparisons(report.run), *tables.census(bench))))
+    if bench.notes:
+        yield Group(*(Text(f"note: {clean(note)}") for note in bench.notes))
 
 
 def _notes(report: Report) -> Iterator[Text]:

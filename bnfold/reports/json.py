@@ -240,6 +240,7 @@ def _bench(bench: Benchmark) -> dict[str, Any]:
         "comparisons": [asdict(comparison) for comparison in bench.comparisons],
         "control": {"ratio": control.ratio, "low": control.low, "high": control.high} if control else None,
         "batch": bench.batch,
+        "mode": bench.mode,
         "processes": bench.processes,
         "threads": bench.threads,
         "provider": bench.provider,

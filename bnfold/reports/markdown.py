@@ -69,8 +69,13 @@ def _bench(report: Report) -> Iterator[str]:
         return
     yield "## Bench"
     yield f"batch {bench.batch}, {bench.processes} processes, {bench.threads} threads, {_plain(bench.provider)}"
-    yield _table(("model", "median", "90 %", "batch norms that run", "size"), tables.contenders(report.run))
-    yield "\n".join(f"- {_plain(line)}" for line in (*tables.comparisons(report.run), *bench.notes))
+    titles = ("model", "median", "90 %", "session", "memory", "batch norms that run", "size")
+    yield _table(titles, tables.contenders(report.run))
+    if rows := list(tables.throughputs(bench)):
+        sizes = (f"batch {each.batch}" for each in bench.contenders[0].batches)
+        yield _table(("samples a second", *sizes), rows)
+    lines = (*tables.comparisons(report.run), *tables.census(bench), *bench.notes)
+    yield "\n".join(f"- {_plain(line)}" for line in lines)
 
 
 def _table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:

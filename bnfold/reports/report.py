@@ -174,7 +174,7 @@ def _taken(fold: FoldReport) -> str:
 
 def _bench_headline(bench: Benchmark) -> str:
     """What may be said with the runtime's own optimisation on, as everybody runs it."""
-    said = [_told(pair) for pair in bench.comparisons if pair.options == "default"]
+    said = [_told(pair) for pair in bench.comparisons if (pair.options, pair.batch) == (bench.mode, bench.batch)]
     return f"{'; '.join(said)}." if said else f"Measured {plural(len(bench.contenders), 'model')}."
 
 

@@ -5,9 +5,11 @@ Names come from models, so every text here is cleaned already.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bnfold.graph import Reason, Site
 from bnfold.outcome import Outcome
@@ -15,6 +17,9 @@ from bnfold.reports.report import Report, identified, interval
 from bnfold.reports.text import clean, duration, figure, number, plural, size
 from bnfold.run import FileRecord, Finding, Run
 from bnfold.verify.result import Layer
+
+if TYPE_CHECKING:
+    from bnfold.benchmark import Benchmark
 
 MAX_ROWS = 24
 MAX_BLOCKERS = 3
@@ -167,13 +172,16 @@ def errors(run: Run) -> Iterator[tuple[str, str, str, str]]:
         )
 
 
-def contenders(run: Run) -> Iterator[tuple[str, str, str, str, str]]:
-    """Per model that was measured: its name, median and 90th percentile, batch norms that run, and size."""
+def contenders(run: Run) -> Iterator[tuple[str, ...]]:
+    """Per model that was measured: its name, median and 90th percentile, time and memory that loading it takes, batch
+    norms that run, and size."""
     for measured in run.bench.contenders if run.bench else ():
         yield (
             clean(measured.name),
             duration(measured.p50_s),
             duration(measured.p90_s),
+            duration(measured.session_s),
+            size(measured.peak_bytes),
             number(measured.bn_after_runtime),
             size(measured.bytes),
         )
@@ -181,13 +189,67 @@ def contenders(run: Run) -> Iterator[tuple[str, str, str, str, str]]:
 
 def comparisons(run: Run) -> Iterator[str]:
     """Per pair of models one sentence, never a ratio without its uncertainty."""
+    several = len({pair.batch for pair in run.bench.comparisons}) > 1 if run.bench else False
     for pair in run.bench.comparisons if run.bench else ():
         ratio = "" if pair.ratio is None else f"{interval(pair.ratio, pair.low, pair.high)}, "
         verdict = pair.verdict.replace("_", " ")
-        yield clean(f"{pair.b} against {pair.a}, runtime optimisation {pair.options}: {ratio}{verdict}")
+        how = f"{pair.options}, batch {pair.batch}" if several else pair.options
+        yield clean(f"{pair.b} against {pair.a}, runtime optimisation {how}: {ratio}{verdict}")
     if run.bench and run.bench.control:
         control = run.bench.control
         yield f"control, the same model twice: {interval(control.ratio, control.low, control.high)}"
+
+
+def intervals(bench: Benchmark, width: int = 24) -> tuple[str, list[tuple[str, str, str]]]:
+    """The intervals as a plot of text: its title, which is its logarithmic scale, and per row a label, the line, and
+    what may be said. The first row is the control; `┊` is where both are equally fast."""
+    control = bench.control
+    same = (control.ratio, control.low, control.high) if control else None
+    rows = [("the first model twice", same, "control")]
+    several = len({pair.b for pair in bench.comparisons}) > 1
+    for pair in bench.comparisons:
+        found = (
+            None if pair.ratio is None or pair.low is None or pair.high is None else (pair.ratio, pair.low, pair.high)
+        )
+        batch = "" if pair.batch == bench.batch else f", batch {pair.batch}"
+        rows.append((f"{f'{pair.b}, ' if several else ''}{pair.options}{batch}", found, pair.verdict.replace("_", " ")))
+    edges = [edge for _, found, _ in rows if found for edge in found if 0 < edge < math.inf]
+    low, high = min([0.98, *edges]), max([1.02, *edges])
+    lines = [(clean(label), _plotted(found, low, high, width), verdict) for label, found, verdict in rows]
+    return f"{low:.2f}{f'{high:.2f}'.rjust(width - 4)}", lines
+
+
+def _plotted(found: tuple[float, float, float] | None, low: float, high: float, width: int) -> str:
+    def position(ratio: float) -> int:
+        within = min(max(ratio, low), high)
+        return round((width - 1) * math.log(within / low) / math.log(high / low))
+
+    line = [" "] * width
+    line[position(1.0)] = "┊"
+    if found is not None:
+        first, last = position(found[1]), position(found[2])
+        line[first : last + 1] = "─" * (last + 1 - first)
+        line[first], line[last] = "├", "┤"
+        line[position(found[0])] = "●"
+    return "".join(line)
+
+
+def throughputs(bench: Benchmark) -> Iterator[tuple[str, ...]]:
+    """Per model its samples per second at each batch size, where there are several."""
+    for measured in bench.contenders if len(bench.contenders[0].batches) > 1 else ():
+        yield clean(measured.name), *(figure(each.throughput) for each in measured.batches)
+
+
+def census(bench: Benchmark) -> Iterator[str]:
+    """Per model after the first, a sentence: what the runtime's own optimisation makes of it that differs."""
+    first, *others = bench.contenders
+    for other in others:
+        if first.operators_after_runtime is None or other.operators_after_runtime is None:
+            continue
+        before, after = Counter(first.operators_after_runtime), Counter(other.operators_after_runtime)
+        changed = [f"{op} {before[op]} → {after[op]}" for op in sorted(before | after) if before[op] != after[op]]
+        told = ", ".join(changed) or "the same operators"
+        yield clean(f"after the runtime's optimisation, {first.name} → {other.name}: {told}")
 
 
 def written(report: Report) -> str | None:

@@ -24,14 +24,17 @@ def signature(model: ir.Model) -> Signature:
 def facts(model: ir.Model) -> ModelFacts:
     """Counts over the graph, the bodies of control flow and the functions, each counted once."""
     every = list(walking.nodes(model))
-    stored = size(model)
+    stored, bookkeeping = size(model), _bookkeeping(every)
+    single = _at_batch_one(model)
+    inferred = known_types(single)
     return ModelFacts(
         batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
         nodes=len(every),
-        compute_nodes=len(every) - _bookkeeping(every),
+        compute_nodes=len(every) - len(bookkeeping),
         parameters=stored.floats,
         bytes=stored.nbytes,
-        macs=_macs(_at_batch_one(model)),
+        macs=_macs(single, inferred),
+        activation_bytes=_activation_bytes(single, inferred),
     )
 
 
@@ -50,29 +53,42 @@ def _port(value: ir.Value) -> Port:
     return Port(value.name or "", dtype, tuple(size if isinstance(size, int) else size.value for size in value.shape))
 
 
-def _bookkeeping(every: list[ir.Node]) -> int:
-    """How many nodes compute only from constants and shapes."""
+def _bookkeeping(every: list[ir.Node]) -> list[ir.Node]:
+    """The nodes that compute only from constants and shapes."""
     known: set[ir.Value] = set()
-    count = 0
+    found = []
     for node in every:
         inputs = [value for value in node.inputs if value is not None][: 1 if node.op_type == "CastLike" else None]
         constant = bool(inputs) and all(value in known or value.is_initializer() for value in inputs)
         if constant or walking.is_standard(node, *CONSTANT_LIKE):
             known.update(node.outputs)
-            count += 1
-    return count
+            found.append(node)
+    return found
 
 
-def _macs(model: ir.Model) -> int | None:
+def _activation_bytes(model: ir.Model, inferred: Inferred) -> int | None:
+    """Bytes of all values that are computed from inputs; None where a size or a type is not known."""
+    every = list(walking.nodes(model))
+    constant = set(_bookkeeping(every))
+    values = [value for node in every if node not in constant for value in node.outputs if value.name]
+    total = 0
+    for value in values:
+        sizes, dtype = _sizes(inferred, value), inferred.dtype(value)
+        if sizes is None or dtype is None or dtype is ir.DataType.STRING:
+            return None
+        total += int(prod(sizes) * dtype.itemsize)
+    return total
+
+
+def _macs(model: ir.Model, inferred: Inferred) -> int | None:
     """Multiply-adds of all matrix products and convolutions; None where a size is not known."""
-    inferred = known_types(model)
     counts = [_node_macs(node, inferred) for node in walking.nodes(model) if walking.is_standard(node, *LINEAR)]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def _node_macs(node: ir.Node, inferred: Inferred) -> int | None:
     data, weight, result = (_sizes(inferred, value) for value in (*node.inputs[:2], node.outputs[0]))
-    if data is None or weight is None or result is None:
+    if not data or not weight or result is None:
         return None
     if node.op_type == "Conv":
         return prod(result) * prod(weight[1:])
@@ -84,7 +100,7 @@ def _node_macs(node: ir.Node, inferred: Inferred) -> int | None:
 
 def _sizes(inferred: Inferred, value: ir.Value | None) -> tuple[int, ...] | None:
     shape = None if value is None else inferred.shape(value)
-    if shape is None or not shape:
+    if shape is None:
         return None
     sizes = tuple(size for size in shape if isinstance(size, int))
     return sizes if len(sizes) == len(shape) else None

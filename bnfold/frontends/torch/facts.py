@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from bnfold.frontends.torch.aliasing import bare_name, reads_shape_only
 from bnfold.frontends.torch.calls import call_of
@@ -26,10 +27,11 @@ def facts(program: ExportedProgram) -> ModelFacts:
     return ModelFacts(
         batch_norms=sum(map(graph.is_norm, graph.affines())),
         nodes=len(operators),
-        compute_nodes=sum(_computes(node) and node.name not in constant for node in operators),
+        compute_nodes=len(computing := [node for node in operators if _computes(node) and node.name not in constant]),
         parameters=stored.floats,
         bytes=stored.nbytes,
         macs=_macs(program),
+        activation_bytes=_activation_bytes(computing, _batch_symbols(program)),
     )
 
 
@@ -44,6 +46,17 @@ def size(program: ExportedProgram) -> StoredSize:
 def _computes(node: fx.Node) -> bool:
     on_numbers = isinstance(node.meta.get("val"), (Tensor, tuple, list))
     return on_numbers and not reads_shape_only(node) and bare_name(node) != "getitem"
+
+
+def _activation_bytes(computing: list[fx.Node], batch: set[Any]) -> int | None:
+    """Bytes of all tensors that are computed from inputs, at batch 1."""
+    values = [
+        value for node in computing for value in pytree.tree_leaves(node.meta["val"]) if isinstance(value, Tensor)
+    ]
+    counts = [(value.element_size(), [_at_batch_one(size, batch) for size in value.shape]) for value in values]
+    if any(None in sizes for _, sizes in counts):
+        return None
+    return sum(nbytes * prod(size for size in sizes if size is not None) for nbytes, sizes in counts)
 
 
 def _macs(program: ExportedProgram) -> int | None:
