@@ -141,16 +141,57 @@ def check(
     )
 
 
-def bench(*paths: str | Path, batch: int | Sequence[int] = 1, budget: float = 60.0, processes: int = 10) -> Benchmark:
-    """Measure model files against the first in fresh processes; one alone is measured against its own fold.
+def bench(
+    *models: Any,
+    example_inputs: Sequence[Any] | None = None,
+    batch: int | Sequence[int] = 1,
+    budget: float = 60.0,
+    processes: int = 10,
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime",
+    dtype: Literal["keep", "float16"] = "keep",
+    threads: int = 1,
+) -> Benchmark:
+    """Measure models against the first; one alone is measured against its own fold.
 
-    `batch` is one size or several, of which the first is spoken of; `budget` is in seconds for all `processes`.
+    Files are measured in fresh processes: in onnxruntime, or in torch, eager and compiled. `batch` is one size or
+    several, of which the first is spoken of; `budget` is in seconds for all `processes`. An `nn.Module` in eval mode is
+    measured as it is, by torch in this process, on its `example_inputs`, in as many bursts as `processes` says.
+
+    Raises `UsageError` where modules and files are mixed, `NoVerdict` where a model does not run.
     """
-    batches = (batch,) if isinstance(batch, int) else tuple(batch)
+    if models and all(map(_is_module, models)):
+        return _bench_modules(models, _tuple(example_inputs), budget, processes, threads)
+    if not all(isinstance(model, str | Path) for model in models):
+        raise UsageError("bench takes files, or modules with example_inputs; save a model to measure it in processes")
     run = Run("bench")
-    pipeline.run_bench(run, tuple(map(Path, paths)), batches=batches, budget=budget, processes=processes)
+    pipeline.run_bench(
+        run,
+        tuple(map(Path, models)),
+        run_options=RunOptions(threads=threads),
+        batches=(batch,) if isinstance(batch, int) else tuple(batch),
+        budget=budget,
+        processes=processes,
+        runtime=runtime,
+        dtype=dtype,
+    )
     assert run.bench is not None, "run_bench measures or raises"
     return run.bench
+
+
+def _bench_modules(
+    modules: Sequence[Any], example_inputs: tuple[Any, ...] | None, budget: float, processes: int, threads: int
+) -> Benchmark:
+    if example_inputs is None:
+        raise UsageError("bench needs example_inputs to run a module")
+    from bnfold.benchmark import BenchOptions, measure_live
+    from bnfold.frontends import torch
+
+    names = [f"{type(module).__name__} {number}" for number, module in enumerate(modules, start=1)]
+    if len(modules) == 1:
+        names, modules = ["original", "folded"], (*modules, fold(modules[0], example_inputs).model)
+    facts = [torch.facts(_captured(module, example_inputs)) for module in modules]
+    options = BenchOptions(budget=budget, processes=processes, threads=threads)
+    return measure_live(dict(zip(names, zip(modules, facts, strict=True), strict=True)), example_inputs, options)
 
 
 def load(path: str | Path, *, source: Source = Source()) -> Any:

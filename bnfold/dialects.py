@@ -33,12 +33,12 @@ class Dialect:
     `fold` gives a folded clone and its report; `evidence` reads what is stored, and `contents` every node, on another
     path than the one that folds; `complaint` is what the checker of the format has against a model; `size` counts the
     floats that are stored, and the bytes of all tensors; `identity` lists what a fold must keep (versions, metadata);
-    `decides` says that the model rounds or decides inside; `as_float64` is the model with every floating-point tensor
-    in double, and `exact` executes it so (the `executor`); `exact_as_exported` does with scalars as ONNX stores them,
-    and `rounded_constants` names the operators of which an export has other constants; `actual` executes the model as
-    it is in the `runtime`, graph optimisations off, and `optimised` with those that the runtime has by default (None:
-    it has none); `tissue` takes it apart (its parts run the same ways); `annotate` is the model with a note of what was
-    folded; `write` saves atomically and returns the files.
+    `decides` says that the model rounds or decides inside; `as_float16` is the model with every floating-point tensor
+    in half precision, `as_float64` in double, and `exact` executes it so (the `executor`); `exact_as_exported` does
+    with scalars as ONNX stores them, and `rounded_constants` names the operators of which an export has other
+    constants; `actual` executes the model as it is in the `runtime`, graph optimisations off, and `optimised` with
+    those that the runtime has by default (None: it has none); `tissue` takes it apart (its parts run the same ways);
+    `annotate` is the model with a note of what was folded; `write` saves atomically and returns the files.
     """
 
     kind: str
@@ -55,6 +55,7 @@ class Dialect:
     identity: Callable[[Any], list[str]]
     decides: Callable[[Any], bool]
     as_float64: Callable[[Any], Any]
+    as_float16: Callable[[Any], Any]
     exact: Callable[[Any], Runner]
     exact_as_exported: Callable[[Any], Runner]
     rounded_constants: Callable[[Any], tuple[str, ...]]
@@ -80,6 +81,11 @@ def onnx_dialect() -> Dialect:
         from bnfold.verify.float64 import float64_runner
 
         return float64_runner(*onnx.in_parts(onnx.as_float64(model)))
+
+    def as_float16(model: Any) -> Any:
+        from bnfold.runtime import to_float16
+
+        return onnx.from_proto(to_float16(onnx.to_proto(model)))
 
     def runtime(model: Any, options: RunOptions, *, optimise: bool) -> Runner:
         from bnfold.runtime import session
@@ -143,6 +149,7 @@ def onnx_dialect() -> Dialect:
         identity=onnx.identity,
         decides=onnx.decides,
         as_float64=onnx.as_float64,
+        as_float16=as_float16,
         exact=exact,
         exact_as_exported=exact,
         rounded_constants=lambda model: (),
@@ -196,6 +203,7 @@ def torch_dialect() -> Dialect:
         identity=lambda program: [],
         decides=torch.decides,
         as_float64=torch.as_float64,
+        as_float16=torch.as_float16,
         exact=lambda program: torch.runner(torch.as_float64(program), torch.signature(program)),
         exact_as_exported=lambda program: torch.runner(torch.as_exported(program), torch.signature(program)),
         rounded_constants=torch.rounded_constants,

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold import saving
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
@@ -90,7 +90,8 @@ def run_export(
     if simplify:
         result = work.simplified(dialect, result)
     if bench:
-        run.bench = _measured(run, {"original": unfolded, "folded": result}, _bench_options(run_options))
+        contenders = {"original": unfolded, "folded": result}
+        run.bench = _measured(run, dialect, contenders, _bench_options(run_options, dialect))
     _write(run, dialect, result, out, output)
 
 
@@ -243,23 +244,40 @@ def run_bench(
     batches: tuple[int, ...] = (1,),
     budget: float = 60.0,
     processes: int = 10,
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime",
+    dtype: Literal["keep", "float16"] = "keep",
     gates: tuple[str, ...] = (),
 ) -> None:
-    """Measure models against the first; one model alone is measured against its own fold."""
+    """Measure models against the first; one model alone is measured against its own fold. With `dtype` float16 all are
+    converted, after the fold."""
     from bnfold.benchmark import parse_gates
 
     rules = parse_gates(gates)
     loaded = [_load(run, paths[0], source), *(_read(run, path, source) for path in paths[1:])]
-    models = [_unfolded(run, one, source, run_options, None, "keep")[0] for one in loaded]
+    dialect = torch_dialect() if runtime == "torch" else onnx_dialect()
+    models = [_runnable(run, one, source, run_options, dialect) for one in loaded]
     contenders = dict(zip(_distinct(paths), models, strict=True))
     if len(models) == 1:
         work = _Work(run, run_options, FoldOptions(), CheckOptions(enabled="proved" in gates))
-        contenders = {"original": models[0], "folded": work.checked_fold(onnx_dialect(), models[0])}
-    options = _bench_options(run_options, batches=batches, budget=budget, processes=processes)
-    run.bench = _measured(run, contenders, options)
+        contenders = {"original": models[0], "folded": work.checked_fold(dialect, models[0])}
+    if dtype == "float16":
+        with run.stage("convert"):
+            contenders = {name: dialect.as_float16(model) for name, model in contenders.items()}
+    options = _bench_options(run_options, dialect, batches=batches, budget=budget, processes=processes)
+    run.bench = _measured(run, dialect, contenders, options)
     proved = run.check is not None and run.check.verdict is Verdict.PROVED
     if failures := [failure for rule in rules if (failure := rule.missed(run.bench.contenders[-1], proved=proved))]:
         raise GateMissed("; ".join(failures))
+
+
+def _runnable(run: Run, loaded: Loaded, source: Source, run_options: RunOptions, dialect: Dialect) -> Any:
+    """A loaded model in this dialect."""
+    if dialect.kind == "onnx":
+        return _unfolded(run, loaded, source, run_options, None, "keep")[0]
+    if loaded.kind == "onnx":
+        message = f"{loaded.path} is ONNX, which torch does not run"
+        raise UsageError(message, code="not-for-torch", hint="--runtime onnxruntime")
+    return as_program(loaded, source, run_options)
 
 
 def _distinct(paths: tuple[Path, ...]) -> list[str]:
@@ -410,12 +428,18 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
 
 
 def _bench_options(
-    run_options: RunOptions, *, batches: tuple[int, ...] = (1,), budget: float = 60.0, processes: int = 10
+    run_options: RunOptions,
+    dialect: Dialect,
+    *,
+    batches: tuple[int, ...] = (1,),
+    budget: float = 60.0,
+    processes: int = 10,
 ) -> BenchOptions:
     from bnfold.benchmark import BenchOptions
 
-    plan = plan_of(onnx_dialect(), run_options, CheckOptions())
+    plan = plan_of(dialect, run_options, CheckOptions())
     return BenchOptions(
+        runtime="torch" if dialect.kind == "pt2" else "onnxruntime",
         batches=batches,
         budget=budget,
         processes=processes,
@@ -427,15 +451,14 @@ def _bench_options(
     )
 
 
-def _measured(run: Run, models: Mapping[str, Any], options: BenchOptions) -> Benchmark:
-    """Measure ONNX models, each from a file of its own."""
+def _measured(run: Run, dialect: Dialect, models: Mapping[str, Any], options: BenchOptions) -> Benchmark:
+    """Measure models of one dialect, each from a file of its own."""
     from bnfold.benchmark import Contender, measure
 
-    dialect = onnx_dialect()
     with run.stage("bench"), tempfile.TemporaryDirectory() as folder:
         contenders = []
         for number, (name, model) in enumerate(models.items()):
-            path = Path(folder) / f"{number}.onnx"
+            path = Path(folder) / f"{number}{dialect.suffix}"
             dialect.write(path, model)
             contenders.append(Contender(name, path, dialect.facts(model)))
         return measure(contenders, options, run.progress)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -157,6 +158,23 @@ def census_after_optimisation(
         options.optimized_model_filepath = str(target)
         _open(model, options, provider, provider_options or {})
         return Counter(_operators(onnx.load(target, load_external_data=False).graph))
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in float16, inputs and outputs too, as onnxruntime's own converter makes it. The given one may change.
+
+    Raises `CannotRun` where the converter fails.
+    """
+    _onnxruntime()
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of every number that becomes zero or infinite
+        try:
+            converted: onnx.ModelProto = convert_float_to_float16(model)
+        except Exception as error:
+            raise CannotRun(f"onnxruntime cannot convert it to float16: {str(error)[:200]}") from error
+    return converted
 
 
 def available_providers() -> tuple[str, ...]:

@@ -83,7 +83,7 @@ SURFACE = {
     "inspect": REPORT | SOURCE | {"--fail-on-unfolded", "--accept", "--fail-on", "--baseline"},
     "check": REPORT | SOURCE | RUN | {"--level", "--rtol", "--atol", "--min-top1", "--certificate", "--save-failure",
                                       "--verify-certificate"},
-    "bench": REPORT | SOURCE | RUN | {"--batch", "--budget", "--processes", "--dtype", "--gate"},
+    "bench": REPORT | SOURCE | RUN | {"--batch", "--budget", "--processes", "--dtype", "--gate", "--runtime"},
     "explain": REPORT,
     "demo": REPORT,
 }

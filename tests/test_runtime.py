@@ -71,6 +71,18 @@ def test_what_a_bound_run_computes_stays_where_it_was_bound(monkeypatch: pytest.
     assert np.array_equal(binding.copy_outputs_to_cpu()[0], [[-1, -2, -3]])
 
 
+def test_a_model_in_half_precision_takes_and_gives_halves() -> None:
+    proto = conv_and_norm()
+    half = runtime.to_float16(proto)
+    run = session(half.SerializeToString())
+    assert {port.dtype for port in (*run.signature.inputs, *run.signature.outputs)} == {"float16"}
+    x = np.ones((1, 3, 4, 4))
+    expected = session(conv_and_norm().SerializeToString())({"x": x.astype(np.float32)})["y"]
+    assert np.allclose(run({"x": x.astype(np.float16)})["y"], expected, rtol=1e-2)
+    with pytest.raises(CannotRun, match="float16"):
+        runtime.to_float16("no model")  # type: ignore[arg-type]
+
+
 def test_threads_that_do_not_spin_compute_the_same() -> None:
     x = {"x": np.array([[-1, 0, 2]], np.float32)}
     assert np.array_equal(session(model(), threads=2, spins=False)(x)["y"], session(model())(x)["y"])

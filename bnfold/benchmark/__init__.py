@@ -9,6 +9,7 @@ contender runs as a control: if it seems to differ from the first, the machine w
 """
 
 from bnfold.benchmark.gates import Gate, parse_gates
+from bnfold.benchmark.live import measure_live
 from bnfold.benchmark.measuring import measure
 from bnfold.benchmark.records import Benchmark, BenchOptions, Compared, Contender, Measured
 from bnfold.benchmark.statistics import Comparison, Interval
@@ -23,5 +24,6 @@ __all__ = [
     "Interval",
     "Measured",
     "measure",
+    "measure_live",
     "parse_gates",
 ]

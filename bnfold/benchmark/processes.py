@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnfold.benchmark.records import MODES, AtBatch, BenchOptions, Compared, Contender, Measured
+from bnfold.benchmark.records import AtBatch, BenchOptions, Compared, Contender, Measured
 from bnfold.benchmark.statistics import (
     CONFIDENCE,
     FEWEST_PROCESSES,
@@ -46,14 +46,17 @@ class Pair(NamedTuple):
 class Processes:
     """The measuring processes and what they answered. `inputs` are files of arrays, by batch size."""
 
+    noun = "processes"
+
     def __init__(
-        self, contenders: Sequence[Contender], options: BenchOptions, inputs: Mapping[int, Path], progress: Progress
+        self, contenders: Sequence[Contender], options: BenchOptions, inputs: Mapping[int, Any], progress: Progress
     ) -> None:
         first, others = contenders[0].name, [contender.name for contender in contenders[1:]]
         self.contenders, self.options, self.inputs, self.progress = contenders, options, inputs, progress
-        self.batch, *more = inputs
+        self.batches = tuple(inputs)
+        self.batch, *more = self.batches
         self.pairs = [Pair(first, CONTROL, options.mode, self.batch)]
-        self.pairs += [Pair(first, other, mode, self.batch) for other in others for mode in MODES[options.runtime]]
+        self.pairs += [Pair(first, other, mode, self.batch) for other in others for mode in options.modes]
         self.pairs += [Pair(first, other, options.mode, batch) for batch in more for other in others or [CONTROL]]
         self.answers: list[dict[str, Any]] = []
         self.alone: dict[str, dict[str, Any]] = {}
@@ -64,12 +67,15 @@ class Processes:
         nothing more is to be learnt."""
         start = time.perf_counter()
         try:
-            for contender in self.contenders:
-                self.progress(f"memory of {contender.name}")
-                self.alone[contender.name] = self._start([(contender.name, self.options.mode)], [], 0.0)
+            self._collect_alone()
             self._collect_together(start)
         except KeyboardInterrupt:
             self.interrupted = True
+
+    def _collect_alone(self) -> None:
+        for contender in self.contenders:
+            self.progress(f"memory of {contender.name}")
+            self.alone[contender.name] = self._start([(contender.name, self.options.mode)], [], 0.0)
 
     def _collect_together(self, start: float) -> None:
         loading, budget, processes = 0.0, self.options.budget, self.options.processes
@@ -78,7 +84,7 @@ class Processes:
             left = budget - (time.perf_counter() - start)
             if number >= FEWEST_PROCESSES and left < loading + _SHORTEST_S:
                 return
-            self.progress(f"process {number + 1} of {processes}")
+            self.progress(f"{self.noun}: {number + 1} of {processes}")
             seconds = max(left / (processes - number) - loading, _SHORTEST_S)
             began = time.perf_counter()
             self.answers.append(self._start(models, self.pairs, seconds))
@@ -92,14 +98,12 @@ class Processes:
         return all(each is not None and each.high <= each.low * (1 + _SETTLED) for each in intervals)
 
     def _start(self, models: Sequence[tuple[str, str]], pairs: Sequence[Pair], seconds: float) -> Any:
-        paths = {contender.name: contender.path for contender in self.contenders}
-        paths[CONTROL] = self.contenders[0].path
-        modes = MODES[self.options.runtime]
+        paths = {contender.name: contender.file for contender in self.contenders}
+        paths[CONTROL] = paths[self.contenders[0].name]
+        modes = self.options.modes
         job = {
             "runtime": self.options.runtime,
-            "models": {
-                _key(name, mode): {"path": str(paths[name].resolve()), "optimise": modes[mode]} for name, mode in models
-            },
+            "models": {_key(name, mode): {"path": str(paths[name]), "optimise": modes[mode]} for name, mode in models},
             "pairs": [[_key(pair.a, pair.mode), _key(pair.b, pair.mode), str(pair.batch)] for pair in pairs],
             "inputs": {str(batch): str(path) for batch, path in self.inputs.items()},
             "seed": self.options.probes.seed + len(self.answers),
@@ -138,10 +142,10 @@ class Processes:
     def measured(self, contender: Contender, census: Mapping[str, int] | None) -> Measured:
         """One row of the contenders; `census` counts the operators that the runtime makes of it."""
         times, facts = self._times(contender.name, self.batch), contender.facts
-        batches = tuple(self._at_batch(contender.name, batch) for batch in self.inputs)
+        batches = tuple(self._at_batch(contender.name, batch) for batch in self.batches)
         return Measured(
             name=contender.name,
-            path=str(contender.path),
+            path=None if contender.path is None else str(contender.path),
             bn=facts.batch_norms,
             bn_after_runtime=None if census is None else census.get("BatchNormalization", 0),
             nodes=facts.nodes,
@@ -177,7 +181,8 @@ class Processes:
         return AtBatch(batch, p50, batch / p50 if p50 else None)
 
     def _median(self, what: str, name: str) -> float | None:
-        values = [answer[what][_key(name, self.options.mode)] for answer in (*self.answers, *self._alone(name))]
+        key = _key(name, self.options.mode)
+        values = [answer[what][key] for answer in (*self.answers, *self._alone(name)) if key in answer[what]]
         return float(np.median(values)) if values else None
 
     def _alone(self, name: str) -> list[dict[str, Any]]:

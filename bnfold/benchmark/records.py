@@ -22,11 +22,18 @@ one that is spoken of."""
 
 @dataclass(frozen=True)
 class Contender:
-    """One model file to measure, under a name of its own, with the counts that need no clock."""
+    """One model to measure, under a name of its own, with the counts that need no clock. `path` is its file; a live
+    module has none."""
 
     name: str
-    path: Path
+    path: Path | None
     facts: ModelFacts
+
+    @property
+    def file(self) -> Path:
+        """The file, absolute, of a contender that is no live module."""
+        assert self.path is not None, "a live module is measured by `measure_live`"
+        return self.path.resolve()
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,17 @@ class BenchOptions:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[InputSpec] = ()
     probes: ProbeOptions = field(default_factory=ProbeOptions)
+    first_mode_only: bool = False
+
+    @property
+    def modes(self) -> Mapping[str, bool]:
+        """The modes that are measured."""
+        modes = MODES[self.runtime]
+        return {self.mode: modes[self.mode]} if self.first_mode_only else modes
 
     @property
     def mode(self) -> str:
-        """The optimisation that is spoken of."""
+        """The mode that is spoken of."""
         return next(iter(MODES[self.runtime]))
 
 
@@ -70,7 +84,7 @@ class Measured:
     """
 
     name: str
-    path: str
+    path: str | None
     bn: int
     bn_after_runtime: int | None
     nodes: int

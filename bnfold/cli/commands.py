@@ -243,8 +243,11 @@ def bench(
     budget: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to measure for.")] = 60,
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh processes to measure in.")] = 10,
     dtype: Annotated[
-        Literal["keep", "float16"], typer.Option(help="The number type to measure in (float16: not in this version).")
+        Literal["keep", "float16"], typer.Option(help="The number type to measure in: as stored, or converted.")
     ] = "keep",
+    runtime: Annotated[
+        Literal["onnxruntime", "torch"], typer.Option(help="What runs the models; torch: eager and compiled.")
+    ] = "onnxruntime",
     gate: Annotated[
         Texts,
         typer.Option(
@@ -256,7 +259,6 @@ def bench(
     """Measure models against each other."""
 
     def work(record: Run) -> None:
-        _refuse_given({f"--dtype {dtype}": dtype != "keep"})
         from bnfold import pipeline
 
         pipeline.run_bench(
@@ -267,6 +269,8 @@ def bench(
             batches=_batches(batch),
             budget=budget,
             processes=processes,
+            runtime=runtime,
+            dtype=dtype,
             gates=tuple(gate),
         )
 

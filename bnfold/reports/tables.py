@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 24
 MAX_BLOCKERS = 3
 MAX_MERGES = 8
+WIDEST = 16
+"""No interval is drawn further out than this many times as fast or slow."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +195,9 @@ def comparisons(run: Run) -> Iterator[str]:
     for pair in run.bench.comparisons if run.bench else ():
         ratio = "" if pair.ratio is None else f"{interval(pair.ratio, pair.low, pair.high)}, "
         verdict = pair.verdict.replace("_", " ")
-        how = f"{pair.options}, batch {pair.batch}" if several else pair.options
-        yield clean(f"{pair.b} against {pair.a}, runtime optimisation {how}: {ratio}{verdict}")
+        mode = f"runtime optimisation {pair.options}" if pair.options in ("default", "off") else pair.options
+        how = f"{mode}, batch {pair.batch}" if several else mode
+        yield clean(f"{pair.b} against {pair.a}, {how}: {ratio}{verdict}")
     if run.bench and run.bench.control:
         control = run.bench.control
         yield f"control, the same model twice: {interval(control.ratio, control.low, control.high)}"
@@ -214,7 +217,7 @@ def intervals(bench: Benchmark, width: int = 24) -> tuple[str, list[tuple[str, s
         batch = "" if pair.batch == bench.batch else f", batch {pair.batch}"
         rows.append((f"{f'{pair.b}, ' if several else ''}{pair.options}{batch}", found, pair.verdict.replace("_", " ")))
     edges = [edge for _, found, _ in rows if found for edge in found if 0 < edge < math.inf]
-    low, high = min([0.98, *edges]), max([1.02, *edges])
+    low, high = max(min([0.98, *edges]), 1 / WIDEST), min(max([1.02, *edges]), WIDEST)
     lines = [(clean(label), _plotted(found, low, high, width), verdict) for label, found, verdict in rows]
     return f"{low:.2f}{f'{high:.2f}'.rjust(width - 4)}", lines
 
@@ -237,7 +240,11 @@ def _plotted(found: tuple[float, float, float] | None, low: float, high: float, 
 def throughputs(bench: Benchmark) -> Iterator[tuple[str, ...]]:
     """Per model its samples per second at each batch size, where there are several."""
     for measured in bench.contenders if len(bench.contenders[0].batches) > 1 else ():
-        yield clean(measured.name), *(figure(each.throughput) for each in measured.batches)
+        yield clean(measured.name), *(_rate(each.throughput) for each in measured.batches)
+
+
+def _rate(value: float | None) -> str:
+    return figure(value) if value is None or value < 100 else number(round(value))
 
 
 def census(bench: Benchmark) -> Iterator[str]:

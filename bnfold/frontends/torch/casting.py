@@ -37,6 +37,11 @@ def as_float32(program: ExportedProgram) -> ExportedProgram:
     return cast(program, torch.float32)
 
 
+def as_float16(program: ExportedProgram) -> ExportedProgram:
+    """The program with every float tensor, input, output and intermediate value in float16."""
+    return cast(program, torch.float16)
+
+
 def cast(program: ExportedProgram, dtype: torch.dtype) -> ExportedProgram:
     """The program with every float tensor, input, output and intermediate value in `dtype`. The given one stays."""
     with quiet():
