@@ -55,6 +55,12 @@ def test_what_long_runs_have_found_is_found_no_more() -> None:
     assert tally.counts["recorded"] == len(seeds)
 
 
+def test_example_inputs_that_torch_takes_and_fake_tensors_do_not_are_taken() -> None:
+    tally = check_many([2109502], "examples")
+    assert not tally.wrong, "\n".join(tally.wrong)
+    assert tally.counts["examples"] == 1
+
+
 def test_the_rank_of_a_difference_that_is_turned_round_is_known() -> None:
     tally = check_many([2100009], "module")
     assert not tally.wrong, "\n".join(tally.wrong)

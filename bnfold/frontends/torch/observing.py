@@ -49,14 +49,27 @@ def graph_facts(module: fx.GraphModule) -> Facts:
 
 
 def _observed(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Facts | None:
-    """The facts for inputs of which the numbers do not matter; None where they do."""
+    """The facts for inputs of which the numbers do not matter; None where they do, or where torch itself takes sizes
+    that its fake tensors do not (a transposed convolution with an empty result)."""
     try:
         first = _run(module, inputs)
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None
     except Exception as error:
+        if _is_accepted(module, inputs):
+            return None
         raise UsageError(f"the example inputs do not fit the module: {error}") from error
     return _agreed(first, _freest(module, inputs) or {})
+
+
+def _is_accepted(module: fx.GraphModule, inputs: tuple[Any, ...]) -> bool:
+    copied = [each.clone() if isinstance(each, Tensor) else each for each in inputs]
+    try:
+        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            deep_copy(module, {}).forward(*copied)
+    except Exception:  # whatever a module raises for these inputs, it does not take them
+        return False
+    return True
 
 
 def _freest(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Seen | None:
