@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ import latency
 import numpy as np
 from latency import CONTROL, Timed
 from peers import DEFAULT, OWN, PLAIN
+from sections import environment, replaced
 from zoo import HERE, MODELS, PEERS, Failed, Row, answer, process
 
 # Architectures of timm whose class merges something, with branches or with batch norms only.
@@ -334,11 +331,6 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Section]]] = {
 }
 
 
-def environment() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}."
-
-
 def command(part: str, options: argparse.Namespace) -> str:
     words = ["python benchmarks/branches.py"]
     words += [] if part == "trained" else ["--cache zoo"]
@@ -350,11 +342,8 @@ def command(part: str, options: argparse.Namespace) -> str:
 
 
 def written(document: str, part: str, text: str) -> str:
-    """The document with the section of this part replaced; sections stay in the order of the parts."""
-    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", document, flags=re.DOTALL | re.MULTILINE))
-    sections[PARTS[part][0]] = f"\n{text}\n\n"
-    parts = [f"## {title}\n{sections[title]}" for title, _ in PARTS.values() if title in sections]
-    return f"{TITLE}\n{''.join(parts)}".rstrip() + "\n"
+    """The document with the section of this part replaced."""
+    return replaced(document, TITLE, [title for title, _ in PARTS.values()], PARTS[part][0], text)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -376,7 +365,7 @@ def main() -> None:
         options.cache = options.cache or Path(folder)
         for part in options.part:
             section = PARTS[part][1](options)
-            text = f"`{command(part, options)}`\n\n{section.text}\n\n{environment()}"
+            text = f"`{command(part, options)}`\n\n{section.text}\n\n{environment(*PACKAGES)}"
             print(f"\n## {PARTS[part][0]}\n\n{text}\n", flush=True)
             if options.doc:
                 before = options.doc.read_text() if options.doc.exists() else ""

@@ -61,9 +61,10 @@ def measure(
 def visit(path: Path, inputs: Path, threads: int, seconds: float) -> float:
     """The median run of one fresh process."""
     job = {
+        "runtime": "onnxruntime",
         "models": {"it": {"path": str(path.resolve()), "optimise": True}},
-        "pairs": [["it", "it"]],
-        "inputs": str(inputs.resolve()),
+        "pairs": [["it", "it", "1"]],
+        "inputs": {"1": str(inputs.resolve())},
         "seed": 0,
         "seconds": seconds,
         "provider": "cpu",

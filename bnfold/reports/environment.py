@@ -29,7 +29,7 @@ def environment(run: Run) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": _threads(),
         "packages": {name: found for name in PACKAGES if (found := package_version(name)) is not None},
         "providers": list(run.providers) or ([runtime.provider] if runtime else []),
@@ -56,7 +56,7 @@ def _threads() -> int | None:
     return os.cpu_count()
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name: Linux tells it in a file only."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
