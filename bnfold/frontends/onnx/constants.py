@@ -206,16 +206,17 @@ class Constants:
         return FREE_ELEMENTS + GROWTH * sum(tensor.size for tensor in walking.stored_tensors(self._model))
 
 
-def known_types(model: ir.Model) -> Inferred:
-    """Types inferred with the help of the integers that the model computes from constants: shapes, axes, pads."""
-    constants = Constants(model, Inferred(model))
+def known_types(model: ir.Model, *, single: bool = False) -> Inferred:
+    """Types inferred with the help of the integers that the model computes from constants: shapes, axes, pads; with
+    `single`, at batch 1."""
+    constants = Constants(model, Inferred(model, single=single))
 
     def integers(value: ir.Value) -> ir.TensorProtocol | None:
         known = constants.of(value)
         small = known is not None and known.dtype == ir.DataType.INT64 and known.size <= SMALL
         return ir.Tensor(np.asarray(known.load()), name=value.name) if known is not None and small else None
 
-    return Inferred(model, integers)
+    return Inferred(model, integers, single=single)
 
 
 def _measured(node: ir.Node, shape: tuple[int | str | None, ...] | None) -> Constant | None:

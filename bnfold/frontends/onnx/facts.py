@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from math import prod
 
 import onnx_ir as ir
@@ -25,16 +26,15 @@ def facts(model: ir.Model) -> ModelFacts:
     """Counts over the graph, the bodies of control flow and the functions, each counted once."""
     every = list(walking.nodes(model))
     stored, bookkeeping = size(model), _bookkeeping(every)
-    single = _at_batch_one(model)
-    inferred = known_types(single)
+    inferred = known_types(model, single=True)
     return ModelFacts(
         batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
         nodes=len(every),
         compute_nodes=len(every) - len(bookkeeping),
         parameters=stored.floats,
         bytes=stored.nbytes,
-        macs=_macs(single, inferred),
-        activation_bytes=_activation_bytes(single, inferred),
+        macs=_macs(every, inferred),
+        activation_bytes=_activation_bytes(every, set(bookkeeping), inferred),
     )
 
 
@@ -66,10 +66,8 @@ def _bookkeeping(every: list[ir.Node]) -> list[ir.Node]:
     return found
 
 
-def _activation_bytes(model: ir.Model, inferred: Inferred) -> int | None:
+def _activation_bytes(every: list[ir.Node], constant: Set[ir.Node], inferred: Inferred) -> int | None:
     """Bytes of all values that are computed from inputs; None where a size or a type is not known."""
-    every = list(walking.nodes(model))
-    constant = set(_bookkeeping(every))
     values = [value for node in every if node not in constant for value in node.outputs if value.name]
     total = 0
     for value in values:
@@ -80,9 +78,9 @@ def _activation_bytes(model: ir.Model, inferred: Inferred) -> int | None:
     return total
 
 
-def _macs(model: ir.Model, inferred: Inferred) -> int | None:
+def _macs(every: list[ir.Node], inferred: Inferred) -> int | None:
     """Multiply-adds of all matrix products and convolutions; None where a size is not known."""
-    counts = [_node_macs(node, inferred) for node in walking.nodes(model) if walking.is_standard(node, *LINEAR)]
+    counts = [_node_macs(node, inferred) for node in every if walking.is_standard(node, *LINEAR)]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
@@ -104,12 +102,3 @@ def _sizes(inferred: Inferred, value: ir.Value | None) -> tuple[int, ...] | None
         return None
     sizes = tuple(size for size in shape if isinstance(size, int))
     return sizes if len(sizes) == len(shape) else None
-
-
-def _at_batch_one(model: ir.Model) -> ir.Model:
-    """The model with a first axis of its inputs that has no size taken as 1."""
-    single = model.clone()
-    for value in single.graph.inputs:
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
-            value.shape = ir.Shape([1, *value.shape[1:]])
-    return single

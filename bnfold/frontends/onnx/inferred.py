@@ -25,12 +25,14 @@ def nothing(value: ir.Value) -> None:
 class Inferred:
     """What is known of the values of the main graph before it runs. Inference runs once, when first asked.
 
-    `known` gives the numbers of computed values where they are constant: shapes that are computed, above all.
+    `known` gives the numbers of computed values where they are constant: shapes that are computed, above all. With
+    `single` the first axis of an input that has no size is taken as 1.
     """
 
-    def __init__(self, model: ir.Model, known: Known = nothing) -> None:
+    def __init__(self, model: ir.Model, known: Known = nothing, *, single: bool = False) -> None:
         self._model = model
         self._known = known
+        self._single = single
 
     def shape(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
         """The sizes of the value, a name or None where one is not known; None where not even the rank is."""
@@ -58,7 +60,10 @@ class Inferred:
 
     @cached_property
     def _types(self) -> dict[str, onnx.TypeProto.Tensor]:
-        return infer(skeleton(self._model, self._known))
+        proto = skeleton(self._model, self._known)
+        for value in proto.graph.input if self._single else ():
+            _fix_batch(value)
+        return infer(proto)
 
 
 def infer(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
@@ -102,6 +107,12 @@ def _name_sizes(value: onnx.ValueInfoProto, position: int) -> None:
     for axis, size in enumerate(value.type.tensor_type.shape.dim):
         if not size.HasField("dim_value"):
             size.dim_param = f"input{position}.{axis}"
+
+
+def _fix_batch(value: onnx.ValueInfoProto) -> None:
+    first = next(iter(value.type.tensor_type.shape.dim), None)
+    if first is not None and not first.HasField("dim_value"):
+        first.dim_value = 1
 
 
 def _declare(graph: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProtocol) -> None:
