@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,7 +65,7 @@ def _tensor(name: str, shape: tuple[int, ...], location: str, offset: int) -> on
     return tensor
 
 
-def peak_of(arguments: list[str]) -> dict[str, object]:
+def peak_of(arguments: list[str]) -> dict[str, Any]:
     """Run bnfold; its exit code, seconds, and the largest anonymous memory in bytes."""
     start, peak = time.perf_counter(), 0
     command = [sys.executable, "-m", "bnfold", *arguments]
@@ -72,12 +73,12 @@ def peak_of(arguments: list[str]) -> dict[str, object]:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             peak = max(peak, _anonymous(status))
-            time.sleep(0.02)
+            time.sleep(0.01)
         output = process.stdout.read() if process.stdout else ""
     return {
         "command": arguments[0],
         "exit_code": process.returncode,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - start, 2),
         "peak_anonymous_bytes": peak,
         "said": output.strip().splitlines(),
     }

@@ -14,7 +14,7 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
-SMALL = 1024
+SMALL, FEW = 1024, 16
 Known = Callable[[ir.Value], ir.TensorProtocol | None]
 
 
@@ -116,13 +116,17 @@ def _fix_batch(value: onnx.ValueInfoProto) -> None:
 
 
 def _declare(graph: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    if tensor.size <= SMALL:
+    """Integers may be shapes, axes or pads; of floats only the few of a scale or a range say something about sizes."""
+    if tensor.size <= (FEW if tensor.dtype.is_floating_point() else SMALL):
         tensor_proto = ir.serde.serialize_tensor(tensor)
         tensor_proto.name = value.name or ""
         graph.initializer.append(tensor_proto)
-    else:
-        sizes = [int(size) for size in tensor.shape.numpy()]
-        graph.input.append(onnx.helper.make_tensor_value_info(value.name or "", tensor.dtype.value, sizes))
+        return
+    declared = graph.input.add(name=value.name or "")
+    declared.type.tensor_type.elem_type = tensor.dtype.value
+    shape = declared.type.tensor_type.shape
+    for size in tensor.shape.numpy():
+        shape.dim.add(dim_value=int(size))
 
 
 def drop_claims(nodes: Iterable[onnx.NodeProto]) -> None:
