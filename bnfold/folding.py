@@ -90,14 +90,19 @@ def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refus
         if node in plan.gone:
             continue
         affine = plan.read(node)
-        answer = rule(plan, node, affine, None) if isinstance(affine, ChannelAffine) else _unreadable(affine)
+        answer = _answer(plan, rule, node, affine) if isinstance(affine, ChannelAffine) else _unreadable(affine)
         if isinstance(answer, Refusal):
             refusals[node] = answer
-        elif not plan.affords(answer.writes):
-            refusals[node] = Refusal(Reason.GROWTH_BUDGET)
         else:
             plan.accept(answer)
     return refusals
+
+
+def _answer(plan: Plan[N, V], rule: Rule, node: N, affine: ChannelAffine) -> Step[N] | Refusal:
+    """What the rule says; if all that it would write costs a copy that is too much, what it says of less."""
+    answer: Step[N] | Refusal = rule(plan.leniently(), node, affine, None)
+    afforded = isinstance(answer, Refusal) or plan.affords(answer.writes)
+    return answer if afforded else rule(plan, node, affine, None)
 
 
 def _undo(plan: Plan[N, V]) -> None:
@@ -115,10 +120,10 @@ def _try_merges(plan: Plan[N, V]) -> dict[N, Refusal]:
     refusals = {}
     for rule in MERGES:
         for node in plan.joins():
-            while isinstance(answer := rule(plan, node), Merge) and plan.affords([(answer.into, answer.op)]):
+            while isinstance(answer := rule(plan, node), Merge):
                 plan.merge(answer)
-            if answer is not None:
-                refusals[node] = answer if isinstance(answer, Refusal) else Refusal(Reason.GROWTH_BUDGET)
+            if isinstance(answer, Refusal):
+                refusals[node] = answer
     return refusals
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic
 
 from bnfold.algebra import ChannelAffine, LinearOp
@@ -37,6 +37,7 @@ class Plan(Generic[N, V]):
     undone: list[tuple[N, ...]] = field(default_factory=list)
     lowered: dict[N, ChannelAffine] = field(default_factory=dict)
     partly: dict[N, Step[N]] = field(default_factory=dict)
+    strict: bool = True
     _readings: dict[N, Reading] = field(default_factory=dict)
 
     def affines(self) -> Sequence[N]:
@@ -128,7 +129,13 @@ class Plan(Generic[N, V]):
         return self._readings[node]
 
     def fits(self, node: N, op: LinearOp) -> Reason | None:
-        return self.graph.fits(node, op)
+        """As the graph says; `GROWTH_BUDGET` where only a copy of a weight that is closed could hold it."""
+        affordable = not self.strict or self.affords([(node, op)])
+        return self.graph.fits(node, op) or (None if affordable else Reason.GROWTH_BUDGET)
+
+    def leniently(self) -> Plan[N, V]:
+        """The same plan, in which `fits` does not ask for the budget: a step may rewrite all readers of a weight."""
+        return replace(self, strict=False)
 
     def affords(self, writes: Iterable[tuple[N, LinearOp]]) -> bool:
         """Whether all of these together make no copy of a weight that is closed."""

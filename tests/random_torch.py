@@ -119,8 +119,8 @@ def compare(before: Ran, after: Ran, drawn: Drawn, *, same_type: bool = True) ->
 
 
 def _moved_by_rounding(drawn: Drawn) -> float:
-    """How far the outputs of the graph as built move when all that it stores and reads is one rounding away; no more
-    than a thousandth of their size, or nothing would be wrong."""
+    """How far the outputs of the graph as built move when all that it stores and reads is one rounding away, on any of
+    its inputs; no more than a thousandth of their size, or nothing would be wrong."""
     random, moved = torch.Generator().manual_seed(0), copy.deepcopy(drawn.module)
 
     def one_rounding_away(tensor: Tensor) -> Tensor:
@@ -132,11 +132,14 @@ def _moved_by_rounding(drawn: Drawn) -> float:
     with torch.no_grad():
         for tensor in (*moved.parameters(), *moved.buffers()):
             tensor.copy_(one_rounding_away(tensor))
-    inputs = drawn.inputs[0]
-    outputs = run(drawn.module, inputs).outputs
-    there = run(moved, [one_rounding_away(each) for each in inputs]).outputs
-    distance = max(_largest(one.double() - other.double()) for one, other in zip(outputs, there, strict=True))
-    return min(distance, 1e-3 * max(map(_largest, outputs)))
+    distances = [0.0]
+    for inputs in drawn.inputs:
+        here, there = _possible(drawn.module, inputs), _possible(moved, [one_rounding_away(each) for each in inputs])
+        if here and there:
+            pairs = zip(here.outputs, there.outputs, strict=True)
+            distance = max(_largest(one.double() - other.double()) for one, other in pairs)
+            distances.append(min(distance, 1e-3 * max(map(_largest, here.outputs))))
+    return max(distances)
 
 
 def _largest(tensor: Tensor) -> float:
