@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py run bnfold in.onnx out.onnx
     python benchmarks/peers.py measure out.onnx answers.npz        what is left, and how wrong it is, as JSON
+    python benchmarks/peers.py tables --cache zoo                  the tables of docs/benchmarks.md (`peer_tables.py`)
 
 A contender is imported when it is asked for, so that the process holds nothing of the others. onnxruntime writes the
 graph of its level BASIC: what EXTENDED adds are operators of its own, which no other runtime reads, and
@@ -161,6 +162,10 @@ def main() -> None:
         CONTENDERS[name](Path(source), Path(target))
     elif verb == "measure":
         print(json.dumps(measure(*map(Path, arguments))))
+    elif verb == "tables":
+        import peer_tables
+
+        peer_tables.main(arguments)
     else:
         raise SystemExit(__doc__)
 

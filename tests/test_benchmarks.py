@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from onnx_build import Net
 
 import bnfold
+from bnfold.benchmark import Compared, Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 MERGED = {
@@ -148,6 +150,89 @@ def test_a_section_is_replaced_where_it_stands(bench: Any) -> None:
     document = written(document, "census", "new")
     assert document.index("first") < document.index("new")
     assert "old" not in document
+
+
+def test_a_section_without_a_title_in_the_order_is_not_kept(bench: Any) -> None:
+    replaced = bench("sections").replaced
+    document = replaced("# Old\n\n## b\n\nkept\n\n## c\n\ngone\n", "# New\n", ("a", "b"), "a", "first")
+    assert document == "# New\n\n## a\n\nfirst\n\n## b\n\nkept\n"
+
+
+def test_what_a_trial_of_the_benchmark_rejects(bench: Any) -> None:
+    trust = bench("trust")
+
+    def trial(percent: int, *verdicts: str, ratio: float = 1.0) -> Any:
+        return trust.Trial(
+            percent,
+            tuple(Compared("a", "b", "default", ratio, 0.99, 1.01, 0.95, Comparison(word)) for word in verdicts),
+        )
+
+    calm = "no_measurable_difference"
+    assert not trust.wrong([trial(0, calm, "no_verdict"), trial(3, calm, "slower"), trial(10, "slower", "slower")])
+    assert trust.wrong([trial(0, "slower")])
+    assert trust.wrong([trial(3, "faster", "slower")])
+    assert trust.wrong([trial(10, "slower", calm)])
+    assert trial(0, calm, calm).covered == 2
+    assert trial(10, calm).covered == 0
+    assert trial(10, calm, ratio=1 / 1.1).widest < 1e-9 < trial(0, calm, ratio=1.05).widest
+
+
+def test_a_verdict_that_changes_sides_is_told(bench: Any) -> None:
+    tables = bench("peer_tables")
+
+    def rows(default: str, off: str = "no_verdict") -> list[dict[str, Any]]:
+        return [{"model": "net", "tool": "bnfold", "default": [1.1, 1.0, 1.2, default], "off": [1.1, 1.0, 1.2, off]}]
+
+    assert tables.changed(rows("faster"), rows("faster"))[0] == []
+    assert tables.changed(rows("faster"), rows("no_measurable_difference"))[0] == []
+    sides, table = tables.changed(rows("faster"), rows("slower"))
+    assert sides == ["net bnfold default"]
+    assert "| faster | 0 | 1 | 0 | 0 |" in table
+    assert "| no verdict | 0 | 0 | 0 | 1 |" in table
+
+
+def test_a_ratio_is_never_told_without_its_interval_and_bold_only_as_a_verdict(bench: Any) -> None:
+    said = bench("peer_tables").said
+    assert said([1.2345, 1.1, 1.3, "faster"]) == "**1.23 [1.10, 1.30]**"
+    assert said([1.0, 0.9, 1.1, "no_measurable_difference"]) == "1.00 [0.90, 1.10]"
+    assert said([None, None, None, "no_verdict"]) == "no verdict"
+    assert said(None) == ""
+
+
+def test_without_a_device_nothing_is_measured_on_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = bench("gpu")
+    monkeypatch.setattr(gpu, "device", lambda: None)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--cache", "nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 5
+
+
+def test_what_was_measured_on_a_gpu_is_written_with_its_machine(bench: Any) -> None:
+    gpu = bench("gpu")
+    contenders = [{"name": name, "p50_s": 0.1} for name in ("a.pt2", "b.pt2")]
+    comparison = {"b": "b.pt2", "options": "eager", "batch": 1, "ratio": 2.0, "low": 1.9, "high": 2.1}
+    found = {"contenders": contenders, "comparisons": [comparison | {"verdict": "faster"}], "control": None}
+    rows = list(gpu.pairs("net", ["torch", "torch, bnfold"], found))
+    machine = {"device": "Some GPU", "cuda": "13", "onnxruntime": False}
+    text = gpu.section({"machine": machine, "rows": [*rows, *gpu.pairs("net", ["x"], {"failure": "out of memory"})]})
+    assert "Some GPU: cuda 13. TF32 off. onnxruntime had no CUDA provider" in text
+    assert "| net | torch, bnfold | eager | 1 | **2.00 [1.90, 2.10]** |" in text
+    assert "failed: out of memory" in text
+
+
+def test_a_chain_with_more_blocks_is_the_same_chain_longer(bench: Any) -> None:
+    longer = bench("trust").chain(3)
+    assert [node.op_type for node in longer.graph.node] == ["Conv", "Relu"] * 3
+    onnx.checker.check_model(longer, full_check=True)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_is_found_beside_a_constant(bench: Any, power: float) -> None:
+    scale = bench("scale")
+    points = [scale.Point(size, 3 + (size - 100) ** power, 0, 1.0) for size in (100, 1000, 10_000, 100_000)]
+    assert scale.exponent(points, lambda point: point.seconds) == pytest.approx(power)
+    assert math.isnan(scale.exponent(points[:2], lambda point: point.seconds))
 
 
 def test_models_that_are_folded_wrongly_elsewhere_are_folded_rightly_here(bench: Any) -> None:

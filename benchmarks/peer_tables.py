@@ -1,0 +1,173 @@
+"""What each tool makes of public architectures, and what that is worth in onnxruntime: `peers.py tables`.
+
+    python benchmarks/peers.py tables --cache zoo --json calm.json --doc docs/benchmarks.md
+    python benchmarks/peers.py tables --cache zoo --json busy.json --busy           one core kept busy meanwhile
+    python benchmarks/peers.py tables --compare calm.json busy.json --doc docs/benchmarks.md
+
+Every tool gets the same file, torch's export without optimisation, and works in a process of its own. What they wrote
+is then measured by `bnfold bench`, all of a model together, so that all are paired with the file as it was. Exit code 1
+from `--compare` if a verdict changed sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import page
+from counting import count
+from sections import environment, markdown
+from zoo import HERE, MODELS, PEERS, Failed, process
+
+import bnfold
+
+TITLE, LASTING = "Public architectures", "Whether verdicts last"
+TOOLS = (*PEERS, "bnfold, merge never", "bnfold")
+PLAIN = "as exported"
+PACKAGES = ("onnxruntime", "onnx", "onnxscript", "onnxsim", "onnxslim", "onnxoptimizer", "torch", "timm")
+SIDES = ("faster", "slower")
+TERMS = (
+    "*Nodes* and *BN left* are of the file, *BN that run* of what onnxruntime makes of it when it loads it at its "
+    "defaults. *Tool* is the whole process: read, work, write. *Session* is the time to load the file. The ratios say "
+    "how many times as fast as the file as exported, one thread, batch 1: with the runtime's own optimisation at its "
+    "default, and off."
+)
+
+Row = dict[str, Any]
+
+
+def measured(name: str, cache: Path, budget: float) -> list[Row]:
+    """One row per tool for one model, the file as exported first."""
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = cache / f"{name}.onnx"
+        files, rows = {PLAIN: plain}, [Row(model=name, tool=PLAIN)]
+        for tool in TOOLS:
+            target = Path(scratch) / f"{len(files)}.onnx"
+            try:
+                cost = process(HERE / "peers.py", "run", tool, plain, target)
+            except Failed as failure:
+                rows.append(Row(model=name, tool=tool, failure=str(failure)))
+                continue
+            files[tool] = target
+            rows.append(Row(model=name, tool=tool, seconds=cost.seconds, peak=cost.peak))
+        found = bnfold.bench(*files.values(), budget=budget)
+        contenders = dict(zip(files, found.contenders, strict=True))
+        for row in rows:
+            if (contender := contenders.get(row["tool"])) is None:
+                continue
+            counts = count(files[row["tool"]])
+            row |= {"nodes": counts.nodes, "batch_norms": counts.batch_norms, "runs": contender.bn_after_runtime}
+            row |= {"session_s": contender.session_s, "p50_s": contender.p50_s}
+            for pair in found.comparisons:
+                if pair.b == contender.name:
+                    row[pair.options] = [pair.ratio, pair.low, pair.high, str(pair.verdict)]
+        control = found.control
+        rows[0]["control"] = [control.ratio, control.low, control.high] if control else None
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    head = ["model", "tool", "nodes", "BN left", "BN that run", "tool, s", "MB", "session, ms", "default", "off"]
+    return markdown(head, [cells(row) for row in rows])
+
+
+def cells(row: Row) -> list[str]:
+    start = [row["model"] if row["tool"] == PLAIN else "", row["tool"]]
+    if "failure" in row:
+        return [*start, f"failed: {row['failure'].replace('|', '/')}", *[""] * 7]
+    runs = "?" if row["runs"] is None else str(row["runs"])
+    cost = [f"{row['seconds']:.1f}", f"{row['peak'] / 1e6:.0f}"] if "seconds" in row else ["", ""]
+    session = f"{1e3 * row['session_s']:.0f}" if row["session_s"] else "?"
+    ratios = [said(row.get(mode)) for mode in ("default", "off")]
+    if row["tool"] == PLAIN and row.get("control"):
+        ratios[0] = "control " + said([*row["control"], ""])
+    return [*start, str(row["nodes"]), str(row["batch_norms"]), runs, *cost, session, *ratios]
+
+
+def said(interval: Sequence[Any] | None) -> str:
+    """A ratio with its interval; bold where it is a verdict."""
+    if interval is None or interval[0] is None:
+        return "" if interval is None else "no verdict"
+    ratio, low, high, verdict = interval
+    text = f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+    return f"**{text}**" if verdict in SIDES else text
+
+
+def verdicts(rows: Sequence[Row]) -> dict[tuple[str, str, str], str]:
+    return {
+        (row["model"], row["tool"], mode): row[mode][3] for row in rows for mode in ("default", "off") if mode in row
+    }
+
+
+def changed(calm: Sequence[Row], busy: Sequence[Row]) -> tuple[list[str], str]:
+    """What changed sides between two runs, and a table of what became of each verdict."""
+    before, after = verdicts(calm), verdicts(busy)
+    both = sorted(before.keys() & after.keys())
+    words = ("faster", "slower", "no_measurable_difference", "no_verdict")
+    counts = [[sum((before[key], after[key]) == (one, two) for key in both) for two in words] for one in words]
+    head = ["first run, calm → second run, one core busy", *(word.replace("_", " ") for word in words)]
+    body = [[word.replace("_", " "), *map(str, row)] for word, row in zip(words, counts, strict=True)]
+    sides = [" ".join(key) for key in both if {before[key], after[key]} == set(SIDES)]
+    return sides, markdown(head, body)
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """One core kept busy."""
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
+def main(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="peers.py tables", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cache", type=Path, help="NAME.onnx lie here (networks.py writes them)")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser.add_argument("--budget", type=float, default=60, help="seconds to measure one model")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
+    parser.add_argument("--json", type=Path, help="write what was measured")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("CALM", "BUSY"), help="two files of --json")
+    parser.add_argument("--doc", type=Path, help="replace the section of this command in this file")
+    options = parser.parse_args(words)
+    if options.compare:
+        compare(*options.compare, options.doc)
+        return
+    if options.cache is None:
+        parser.error("--cache is needed to measure")
+    rows: list[Row] = []
+    for name in options.models:
+        if options.busy:
+            with busy():
+                rows += measured(name, options.cache, options.budget)
+        else:
+            rows += measured(name, options.cache, options.budget)
+        print(table(rows[-len(TOOLS) - 1 :]), file=sys.stderr, flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+    command = f"`python benchmarks/peers.py tables --cache zoo --budget {options.budget:g}`"
+    text = "\n\n".join([command, TERMS, table(rows), environment(*PACKAGES)])
+    print(text)
+    if options.doc:
+        page.write(options.doc, TITLE, text)
+
+
+def compare(calm: Path, restless: Path, document: Path | None) -> None:
+    """Write what became of the verdicts; exit code 1 if one changed sides."""
+    sides, found = changed(json.loads(calm.read_text()), json.loads(restless.read_text()))
+    command = "`python benchmarks/peers.py tables --compare calm.json busy.json`"
+    text = f"{command}\n\nThe same measured twice, the second time with one core kept busy.\n\n{found}"
+    print(text)
+    if document:
+        page.write(document, LASTING, text)
+    if sides:
+        raise SystemExit("\n".join(["changed sides:", *sides]))
