@@ -196,7 +196,7 @@ def _ask(draft: Draft[N, V], value: V, affine: ChannelAffine, reader: N, depth: 
 
 def _ask_once(draft: Draft[N, V], value: V, affine: ChannelAffine, reader: N, depth: int) -> Refusal | None:
     graph = draft.graph
-    if affine.is_identity:
+    if affine.is_identity and not _is_copy(draft):
         draft.cancel(affine, "after")
         return _same_value(draft, value, graph.result(draft.vanished[0]))
     producer = graph.producer(value)
@@ -220,9 +220,15 @@ def _ask_once(draft: Draft[N, V], value: V, affine: ChannelAffine, reader: N, de
 
 
 def _same_value(draft: Draft[N, V], value: V, result: V) -> Refusal | None:
-    """An affine that does nothing goes, unless its result is written in place: then it is the copy."""
+    """Affines that do nothing together go, unless their result is written in place: then they are the copy."""
     written = any(Reason.MUTATED_IN_PLACE in draft.graph.uses(each) for each in (value, result))
     return Refusal(Reason.MUTATED_IN_PLACE) if written else None
+
+
+def _is_copy(draft: Draft[N, V]) -> bool:
+    """Whether the result of the affine is written in place. One that does nothing is the copy then, and goes only where
+    any other would: to an operator of which nobody else reads the result."""
+    return Reason.MUTATED_IN_PLACE in draft.graph.uses(draft.graph.result(draft.vanished[0]))
 
 
 def _through_affine(
@@ -291,7 +297,7 @@ def _seen_by_others(draft: Draft[N, V], value: V, affine: ChannelAffine, reader:
     """Who else would notice: a reader that takes only channels that do not change sees nothing, unless the result of
     the affine is written: then it would see the write."""
     mine = 0
-    written = Reason.MUTATED_IN_PLACE in draft.graph.uses(draft.graph.result(draft.vanished[0]))
+    written = _is_copy(draft)
     for use in draft.uses(value):
         if isinstance(use, Reason) or use[1] is None:
             return _shared(draft, use)

@@ -7,10 +7,10 @@ import torch
 from random_torch import CAMPAIGN, CHECKS, FAULTS, MIX, Called, Recording, check_many, run
 from random_torch_graphs import draw
 
-FOUND_ONCE = (818957, 819633, 1112893, 2102091, 2115146)
+FOUND_ONCE = (818957, 819633, 1112893, 2102091, 2102506, 2103034, 2103194, 2115146)
 """An addition that nobody reads became a bias; a weight of which a copy cost too much was not merged into, or not
-rewritten when a merge had left it a single reader, or when all its readers took the same in; an addition
-became a bias once nothing was between, though a view of its result is written."""
+rewritten when a merge had left it a single reader, or when all its readers took the same in; an addition of
+zeros of which a view is written was no affine, but a bias once nothing was between."""
 
 FALSELY_ACCUSED = (2100539, 2101932)
 """A division by a value near zero magnifies roundings; a number of no axes is written through `out`."""

@@ -1,8 +1,7 @@
 """The bias of a matrix product: a constant per channel that the only reader of its result adds.
 
 A product has no place for a bias of its own, so the addition is a part of it and no affine. An addition that nobody
-reads is no bias: it would be one only once nothing is between them, and then others could be added to it. For the same
-reason none is taken of which a view is written in place, as no affine is.
+reads is no bias: it would be one only once nothing is between them, and then others could be added to it.
 """
 
 from __future__ import annotations

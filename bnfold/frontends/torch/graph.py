@@ -78,8 +78,7 @@ class TorchGraph:
         self._elementwise = elementwise_affines(self._spelt, self.constants, facts)
         self._frozen = frozen_norms(self._elementwise)
         self._scalings = {scaling: addition for addition, scaling in self._frozen.items()}
-        sums = {node: affine for node, affine in self._elementwise.items() if node not in self.pinned}
-        self._added = added_biases(sums, self._spelt, self._products(), self.constants, facts)
+        self._added = added_biases(self._elementwise, self._spelt, self._products(), self.constants, facts)
         self._sums = {added.node: product for product, added in self._added.items()}
         self._norms = {*self._find_norms(), *self._captured()}
         self._affines = [*self._listed(), *self._captured()]
