@@ -156,26 +156,27 @@ class Constants:
     def _computed(self, node: ir.Node, depth: int) -> Constant | None:
         if any(attribute.is_ref() for attribute in node.attributes.values()) or None in node.inputs:
             return None
-        if node.op_type == "Shape" and node.inputs[0] is not None and self._of(node.inputs[0], depth) is None:
-            return _measured(node, self.inferred.shape(node.inputs[0]))
+        if node.op_type == "Shape" and node.inputs[0] is not None:
+            known = self._of(node.inputs[0], depth)
+            return _measured(node, known.shape if known else self.inferred.shape(node.inputs[0]))
         like = node.op_type == "CastLike"
         read = node.inputs[:1] if like else node.inputs
         inputs = [self._of(value, depth) for value in read if value is not None]
         dtype = self._dtype(node, inputs, depth)
         if dtype is None or any(known is None for known in inputs):
             return None
-        known = [constant for constant in inputs if constant is not None]
+        constants = [constant for constant in inputs if constant is not None]
         try:
-            result = self._evaluate(node, [_wide(constant) for constant in known], dtype)
+            result = self._evaluate(node, [_wide(constant) for constant in constants], dtype)
         except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
             return None  # what cannot be computed now fails in the same way when the model runs
         if result is None:
             return None
-        exact = not _rounds(node, result, dtype) and all(constant.exact for constant in known)
+        exact = not _rounds(node, result, dtype) and all(constant.exact for constant in constants)
         return Constant(result.shape, dtype, lambda: result, exact)
 
     def _dtype(self, node: ir.Node, inputs: Sequence[Constant | None], depth: int) -> ir.DataType | None:
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type == "Size":
             return ir.DataType.INT64
         if node.op_type == "Cast":
             return ir.DataType(node.attributes["to"].as_int()) if "to" in node.attributes else None
@@ -197,6 +198,9 @@ class Constants:
         with np.errstate(all="ignore"):
             if node.op_type in ("Cast", "CastLike"):
                 return inputs[0].astype(_wide_type(dtype))
+            if node.op_type == "Expand":
+                sizes = tuple(int(length) for length in inputs[1])
+                return np.array(np.broadcast_to(inputs[0], np.broadcast_shapes(inputs[0].shape, sizes)))
             if node.op_type == "ConstantOfShape":
                 return _fill(node, tuple(int(length) for length in inputs[0]), dtype)
             return np.asarray(_reference(node, self._versions.get(node, walking.model_opset(self._model)), inputs))
@@ -220,7 +224,7 @@ def known_types(model: ir.Model, *, single: bool = False) -> Inferred:
 
 
 def _measured(node: ir.Node, shape: tuple[int | str | None, ...] | None) -> Constant | None:
-    """Shape of a value that is not constant itself, where the sizes it gives are known."""
+    """Shape of a value, where the sizes it gives are known."""
     start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
     given = None if shape is None else shape[start:end]
     sizes = [size for size in given or () if isinstance(size, int)]

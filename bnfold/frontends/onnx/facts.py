@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from math import prod
 
 import onnx_ir as ir
@@ -26,15 +26,21 @@ def facts(model: ir.Model) -> ModelFacts:
     """Counts over the graph, the bodies of control flow and the functions, each counted once."""
     every = list(walking.nodes(model))
     stored, bookkeeping = size(model), _bookkeeping(every)
-    inferred = known_types(model, single=True)
+    linear = [node for node in every if walking.is_standard(node, *LINEAR)]
+    computed = list(_computed(every, set(bookkeeping)))
+    macs = activation_bytes = None
+    for inferred in (Inferred(model, single=True), known_types(model, single=True)):  # the second knows more, and costs
+        macs, activation_bytes = _macs(linear, inferred), _activation_bytes(computed, inferred)
+        if macs is not None and activation_bytes is not None:
+            break
     return ModelFacts(
         batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
         nodes=len(every),
         compute_nodes=len(every) - len(bookkeeping),
         parameters=stored.floats,
         bytes=stored.nbytes,
-        macs=_macs(every, inferred),
-        activation_bytes=_activation_bytes(every, set(bookkeeping), inferred),
+        macs=macs,
+        activation_bytes=activation_bytes,
     )
 
 
@@ -66,11 +72,17 @@ def _bookkeeping(every: list[ir.Node]) -> list[ir.Node]:
     return found
 
 
-def _activation_bytes(every: list[ir.Node], constant: Set[ir.Node], inferred: Inferred) -> int | None:
-    """Bytes of all values that are computed from inputs; None where a size or a type is not known."""
-    values = [value for node in every if node not in constant for value in node.outputs if value.name]
+def _computed(every: list[ir.Node], bookkeeping: Set[ir.Node]) -> Iterator[ir.Value]:
+    """The values that are computed from inputs."""
+    for node in every:
+        if node not in bookkeeping:
+            yield from (value for value in node.outputs if value.name)
+
+
+def _activation_bytes(computed: list[ir.Value], inferred: Inferred) -> int | None:
+    """Bytes of these values; None where a size or a type is not known."""
     total = 0
-    for value in values:
+    for value in computed:
         sizes, dtype = _sizes(inferred, value), inferred.dtype(value)
         if sizes is None or dtype is None or dtype is ir.DataType.STRING:
             return None
@@ -78,9 +90,9 @@ def _activation_bytes(every: list[ir.Node], constant: Set[ir.Node], inferred: In
     return total
 
 
-def _macs(every: list[ir.Node], inferred: Inferred) -> int | None:
+def _macs(linear: list[ir.Node], inferred: Inferred) -> int | None:
     """Multiply-adds of all matrix products and convolutions; None where a size is not known."""
-    counts = [_node_macs(node, inferred) for node in every if walking.is_standard(node, *LINEAR)]
+    counts = [_node_macs(node, inferred) for node in linear]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
