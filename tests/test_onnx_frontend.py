@@ -1081,6 +1081,21 @@ def test_an_unreadable_file_is_the_environments_fault(tmp_path: Path, monkeypatc
         frontend.read(path)
 
 
+@pytest.mark.parametrize("dtype", ["FLOAT", "BFLOAT16", "FLOAT16", "INT64", "INT4"])
+def test_a_large_tensor_is_written_as_it_would_be_with_the_others(dtype: str) -> None:
+    numbers = np.random.default_rng(0).integers(-8, 8, (512, 300))
+    kind = ir.DataType[dtype]
+    tensor = ir.Tensor(numbers.astype(kind.numpy()), dtype=kind, name="large", doc_string="said")
+    tensor.metadata_props["key"] = "kept"
+    model = frontend.from_proto(chain())
+    model.graph.initializers["large"] = ir.Value(name="large", const_value=tensor)
+    assert tensor.nbytes >= frontend.writing.STREAMED_BYTES
+    written = onnx.ModelProto.FromString(frontend.to_bytes(model))
+    assert written == frontend.to_proto(model)
+    assert [each.name for each in written.graph.initializer][-1] == "large"
+    assert model.graph.initializers["large"].const_value is tensor
+
+
 def test_saving_is_deterministic(tmp_path: Path) -> None:
     model = frontend.from_proto(chain())
     (path,) = frontend.save(model, tmp_path / "a.onnx")

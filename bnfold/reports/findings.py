@@ -78,24 +78,23 @@ def _subnormals(original: Evidence, folded: Evidence, report: FoldReport) -> Ite
         before, after = original.linears.get(name), folded.linears.get(name)
         if before is None or after is None:
             continue
-        fresh = _small(after) & ~_small(before)
-        if fresh.any():
+        fresh = _small(after)
+        if fresh.any() and (fresh := fresh & ~_small(before)).any():
             message = f"{_told(fresh)} of {name}: a folded number is too small for the full precision of its type"
             yield Finding("subnormal", "warning", message, "fold in float32 first, then convert", None, _indices(fresh))
 
 
 def _small(linear: StoredLinear) -> Channels:
     """Which output channels have a weight or bias that is subnormal."""
-    rows = _by_channel(linear)
-    small = np.asarray(_is_small(linear.weight, rows).any(axis=1))
+    small = np.asarray(is_subnormal(np.abs(_by_channel(linear))).any(axis=1))
     if linear.bias is not None and linear.bias.size == small.size:
-        small = small | _is_small(linear.bias, _wide(linear.bias).reshape(-1))
+        small = small | is_subnormal(np.abs(linear.bias.reshape(-1)))
     return small
 
 
 def _by_channel(linear: StoredLinear) -> NDArray[Any]:
     """The weight with a row for each output channel."""
-    weight = _wide(linear.weight)
+    weight = linear.weight
     if linear.layout == "conv_transpose":
         grouped = weight.reshape(linear.groups, -1, *weight.shape[1:])
         return np.moveaxis(grouped, 2, 1).reshape(linear.groups * weight.shape[1], -1)
@@ -104,9 +103,10 @@ def _by_channel(linear: StoredLinear) -> NDArray[Any]:
     return weight.reshape(weight.shape[0], -1)
 
 
-def _is_small(stored: Tensor, numbers: NDArray[Any]) -> Channels:
-    smallest = SMALLEST_NORMAL.get(stored.dtype.name, 0.0)
-    return np.asarray((numbers != 0) & (np.abs(numbers) < smallest))
+def is_subnormal(magnitudes: Tensor) -> Channels:
+    """Which magnitudes are too small for the full precision of their type, but not zero."""
+    smallest = np.asarray(SMALLEST_NORMAL.get(magnitudes.dtype.name, 0.0), magnitudes.dtype)
+    return np.asarray((magnitudes > 0) & (magnitudes < smallest))
 
 
 def _wide(array: Tensor) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredLinear
 from bnfold.outcome import FoldReport
-from bnfold.reports.findings import SMALLEST_NORMAL
+from bnfold.reports.findings import is_subnormal
 from bnfold.run import Range
 
 FLOAT16_LARGEST = 65504.0
@@ -43,9 +43,10 @@ def _extremes(linear: StoredLinear) -> tuple[float, int]:
     """The largest finite magnitude of an operator, and how many numbers are subnormal."""
     largest, small = 0.0, 0
     for part in _parts(linear):
-        numbers = np.abs(part.astype(np.float64))
-        largest = max(largest, float(numbers[np.isfinite(numbers)].max(initial=0.0)))
-        small += int(((numbers > 0) & (numbers < SMALLEST_NORMAL.get(part.dtype.name, 0.0))).sum())
+        numbers = np.abs(part)
+        finite = numbers if np.isfinite(numbers).all() else numbers[np.isfinite(numbers)]
+        largest = max(largest, float(finite.max(initial=0)))
+        small += int(np.count_nonzero(is_subnormal(numbers)))
     return largest, small
 
 

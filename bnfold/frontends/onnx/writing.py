@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -14,6 +16,10 @@ from bnfold.errors import Rejected
 from bnfold.frontends.onnx import walking
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
+_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
+_INITIALIZER, _RAW_DATA = onnx.GraphProto.INITIALIZER_FIELD_NUMBER, onnx.TensorProto.RAW_DATA_FIELD_NUMBER
+STREAMED_BYTES = 1 << 16
+"""Tensors of so many bytes are written without being copied together first."""
 INLINE_BYTES = 256
 """Tensors that are no larger stay in the model where others go to a file beside it."""
 
@@ -30,8 +36,9 @@ def to_bytes(model: ir.Model) -> bytes:
     """
     if _inline_bytes(model) > PROTOBUF_LIMIT:
         raise Rejected("the model is larger than 2 GB, so it must be saved with external data", code="too-large")
-    data: bytes = to_proto(model).SerializeToString(deterministic=True)
-    return data
+    file = io.BytesIO()
+    _write_streamed(model, file)
+    return file.getvalue()
 
 
 def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
@@ -41,12 +48,85 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
     that the model still reads.
     """
     if is_one_file(model):
-        path.write_bytes(to_bytes(model))
+        with path.open("wb") as file:
+            _write_streamed(model, file)
         return (path,)
     data = path.with_name(path.name + ".data")
     with _small_tensors_read(model):
         ir.save(model, path, external_data=data.name, size_threshold_bytes=INLINE_BYTES)
     return (path, data) if data.exists() else (path,)
+
+
+def _write_streamed(model: ir.Model, file: BinaryIO) -> None:
+    """The bytes of a model without another copy of its numbers in memory, let alone the two that a proto and its
+    serialised form are.
+
+    Protobuf takes the fields of a message in any order, so the initializers come last, one by one; the numbers of a
+    large one go straight from where they are into its field `raw_data`.
+    """
+    with _set_aside(model) as large:
+        proto = to_proto(model)
+    tensors = list(proto.graph.initializer)
+    del proto.graph.initializer[:]
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    file.write(proto.SerializeToString(deterministic=True))
+    heads = [_head(tensor, large.get(tensor.name)) for tensor in tensors]
+    sizes = [
+        len(head) + (large[tensor.name].nbytes if tensor.name in large else 0)
+        for tensor, head in zip(tensors, heads, strict=True)
+    ]
+    begins = [_begins(_INITIALIZER, size) for size in sizes]
+    file.write(_begins(_GRAPH, len(graph) + sum(map(len, begins)) + sum(sizes)) + graph)
+    for tensor, head, begin in zip(tensors, heads, begins, strict=True):
+        file.write(begin + head)
+        if tensor.name in large:
+            file.write(large[tensor.name].tobytes())
+
+
+@contextmanager
+def _set_aside(model: ir.Model) -> Iterator[dict[str, ir.TensorProtocol]]:
+    """The large initializers of the main graph by name; meanwhile the model holds an empty tensor for each."""
+    values = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    large = {
+        value: tensor
+        for value in values
+        if (tensor := value.const_value) is not None and tensor.nbytes >= STREAMED_BYTES
+    }
+    for value, tensor in large.items():
+        stand_in = ir.Tensor(np.zeros(0, np.float32), name=value.name, doc_string=tensor.doc_string)
+        stand_in.metadata_props.update(tensor.metadata_props)
+        value.const_value = stand_in
+    try:
+        yield {value.name or "": tensor for value, tensor in large.items()}
+    finally:
+        for value, tensor in large.items():
+            value.const_value = tensor
+
+
+def _head(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
+    """A serialised tensor; of a large one all but its numbers, and how many bytes of these follow."""
+    if tensor is None:
+        whole: bytes = proto.SerializeToString(deterministic=True)
+        return whole
+    proto.ClearField("raw_data")
+    proto.dims[:] = [int(size) for size in tensor.shape.numpy()]
+    proto.data_type = tensor.dtype.value
+    head: bytes = proto.SerializeToString(deterministic=True)
+    return head + _begins(_RAW_DATA, tensor.nbytes)
+
+
+def _begins(field: int, size: int) -> bytes:
+    """The key and the length in front of a field of so many bytes (https://protobuf.dev/programming-guides/encoding)."""
+    return _varint(field << 3 | 2) + _varint(size)
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number >= 128:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
 
 
 @contextmanager
