@@ -22,7 +22,7 @@ class Plan(Generic[N, V]):
     `kept` are affines that must stay as they are, `closed` shared weights of which no copy may be made. `moved` tells
     of an operator that was merged which one has taken it in, `left` of a sum which of its terms stay, `unmerged` what
     is not.
-    `undone` are operators in a row that do nothing together.
+    `undone` are operators in a row that do nothing together. `strict` says whether `fits` asks what a copy costs.
     """
 
     graph: Graph[N, V]

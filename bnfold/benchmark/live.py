@@ -25,10 +25,14 @@ class Bursts(Processes):
     noun = "bursts"
 
     def __init__(
-        self, contenders: Sequence[Contender], calls: Mapping[str, Mapping[str, Call]], batch: int, *rest: Any
+        self,
+        contenders: Sequence[Contender],
+        options: BenchOptions,
+        inputs: Mapping[int, Any],
+        progress: Progress,
+        calls: Mapping[str, Mapping[str, Call]],
     ) -> None:
-        options, progress = rest
-        super().__init__(contenders, options, {batch: None}, progress)
+        super().__init__(contenders, options, inputs, progress)
         self.calls = calls
         self.first_run_s: dict[str, float] = {}
 
@@ -65,18 +69,19 @@ def measure_live(
     cannot = torch.cannot_compile()
     options = replace(options, runtime="torch", first_mode_only=cannot is not None)
     contenders = [Contender(name, None, facts) for name, (_, facts) in modules.items()]
-    first, *_ = (module for module, _ in modules.values())
+    measured = {name: module for name, (module, _) in modules.items()}
+    measured[CONTROL] = copy.deepcopy(measured[contenders[0].name])
     calls = {
         name: {
             mode: torch.call_of_module(torch.compiled(module) if compiled else module, list(example_inputs))
             for mode, compiled in options.modes.items()
         }
-        for name, module in {**{name: it for name, (it, _) in modules.items()}, CONTROL: copy.deepcopy(first)}.items()
+        for name, module in measured.items()
     }
     batch = next((each.shape[0] for each in example_inputs if getattr(each, "ndim", 0)), 1)
     load_before = load()
     with torch.threads(options.threads):
-        runs = Bursts(contenders, calls, batch, options, progress)
+        runs = Bursts(contenders, options, {batch: example_inputs}, progress, calls)
         runs.collect()
     benchmark = summarised(runs, [None] * len(contenders), "torch in this process", load_before)
     return replace(benchmark, notes=(NOTE, *([cannot] if cannot else []), *benchmark.notes))

@@ -87,12 +87,8 @@ def _write_streamed(model: ir.Model, file: BinaryIO) -> None:
 @contextmanager
 def _set_aside(model: ir.Model) -> Iterator[dict[str, ir.TensorProtocol]]:
     """The large initializers of the main graph by name; meanwhile the model holds an empty tensor for each."""
-    values = [value for value in model.graph.initializers.values() if value.const_value is not None]
-    large = {
-        value: tensor
-        for value in values
-        if (tensor := value.const_value) is not None and tensor.nbytes >= STREAMED_BYTES
-    }
+    stored = {value: value.const_value for value in model.graph.initializers.values()}
+    large = {value: tensor for value, tensor in stored.items() if tensor is not None and _is_streamed(tensor)}
     for value, tensor in large.items():
         stand_in = ir.Tensor(np.zeros(0, np.float32), name=value.name, doc_string=tensor.doc_string)
         stand_in.metadata_props.update(tensor.metadata_props)
@@ -102,6 +98,10 @@ def _set_aside(model: ir.Model) -> Iterator[dict[str, ir.TensorProtocol]]:
     finally:
         for value, tensor in large.items():
             value.const_value = tensor
+
+
+def _is_streamed(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes >= STREAMED_BYTES
 
 
 def _head(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
