@@ -6,6 +6,7 @@ which test saw it first. The tree is copied first: nothing here changes the work
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -623,16 +624,26 @@ MUTANTS = (
 
 def main() -> int:
     """Run the mutants named by number on the command line, or all; print a table; 1 if one survived."""
-    chosen = [MUTANTS[int(word)] for word in sys.argv[1:]] or list(MUTANTS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("numbers", nargs="*", type=int, help="which mutants; none: all")
+    parser.add_argument("--known", nargs="+", type=Path, default=(), help="former tables: their tests are tried first")
+    options = parser.parse_args()
+    chosen = [MUTANTS[number] for number in options.numbers] or list(MUTANTS)
+    known = {name: test for path in options.known for name, test in rows(path.read_text())}
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder))
         print("| mutant | caught by |\n| --- | --- |", flush=True)
         verdicts = []
         for mutant in chosen:
-            verdicts.append(caught_by(mutant, tree))
+            verdicts.append(caught_by(mutant, tree, first=known.get(mutant.name)))
             print(f"| {mutant.name} | {verdicts[-1] or 'NOBODY'} |", flush=True)
     print(f"\n{sum(map(bool, verdicts))} of {len(verdicts)} mutants caught")
     return 0 if all(verdicts) else 1
+
+
+def rows(table: str) -> list[tuple[str, str]]:
+    """The mutants of a printed table and the tests that saw them."""
+    return re.findall(r"^\| (.+?) \| (tests/.+) \|$", table, re.MULTILINE)
 
 
 def copy_tree(folder: Path) -> Path:
@@ -643,8 +654,9 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] | None = None) -> str | None:
-    """Break one place, run the suite until the first failure, mend it again: the name of the test that failed."""
+def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] | None = None, first: str | None = None) -> str | None:
+    """Break one place, run the suite until the first failure, mend it again: the name of the test that failed. If the
+    test `first` fails, that is enough."""
     file = tree / "bnfold" / mutant.file
     sound = file.read_text()
     spoilt = mutant.spoilt(sound)
@@ -652,6 +664,8 @@ def caught_by(mutant: Mutant, tree: Path, suite: tuple[str, ...] | None = None) 
         raise SystemExit(f"{mutant.name}: {mutant.file} no longer holds {mutant.before!r}")
     file.write_text(spoilt)
     try:
+        if first is not None and first_failure(tree, (first,)) == first:
+            return first
         return first_failure(tree, suite or mutant.suite)
     finally:
         file.write_text(sound)
