@@ -454,6 +454,21 @@ ROWS = (
         {"b": "mutated-in-place"},
     ),
     Row(
+        "an affine that does nothing, to what is written in place",
+        lambda: graph("r", c=relu("x"), b=affine("c"), r=relu("b"), held={"c": Reason.MUTATED_IN_PLACE}),
+        {"b": "read-by-nonlinearity r"},
+    ),
+    Row(
+        "an affine that does nothing, written in place, right behind a conv",
+        lambda: graph("r", c=conv("x"), b=affine("c"), r=relu("b"), held={"b": Reason.MUTATED_IN_PLACE}),
+        {"b": "into-producer c"},
+    ),
+    Row(
+        "two that cancel, written in place",
+        lambda: graph("r", b=affine("x", 2.0), d=affine("b", 0.5), r=relu("d"), held={"d": Reason.MUTATED_IN_PLACE}),
+        {"b": "mutated-in-place", "d": "mutated-in-place"},
+    ),
+    Row(
         "two that cancel",
         lambda: graph("r", b=affine("x", 2.0, [2, 4]), d=affine("b", 0.5, [-1, -2]), r=relu("d")),
         {"b": "into-producer", "d": "into-producer"},
