@@ -887,6 +887,21 @@ def test_where_copies_cost_too_much_a_norm_goes_where_none_is_made() -> None:
     assert not again.merges
 
 
+def test_a_weight_that_must_not_be_copied_takes_in_what_all_its_readers_do() -> None:
+    """Two norms behind one convolution would cost a copy and go on to the next; what stands before both calls costs
+    none."""
+    body = lambda m, x: m.last(torch.cat([m.first(m.tied(y := x * m.scale)), m.second(m.tied(y))], 1))  # noqa: E731
+    tied, last = nn.Conv2d(3, 4, 3), nn.Conv2d(8, 5, 1)
+    scale = nn.Parameter(torch.tensor([2.0, -3.0, 0.5]).reshape(3, 1, 1))
+    module = perturbed(
+        Unary(body, tied=tied, last=last, first=nn.BatchNorm2d(4), second=nn.BatchNorm2d(4), scale=scale)
+    )
+    x = image(3)
+    folded, report = frontend.fold_program(frontend.capture(module, (x,)), FoldOptions(max_growth=1.0))
+    assert [(outcome.folded, outcome.copied_bytes) for outcome in report.outcomes] == [(True, 0)] * 3
+    assert_equal(run(module, x), run(folded.module(), x), limit=1e-5)
+
+
 def test_a_statistic_that_the_program_writes_is_no_constant() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
         m.bn.running_mean.add_(1)
