@@ -22,7 +22,7 @@ NOTE = "measured in this process, which all contenders share: what it does to th
 class Bursts(Processes):
     """Bursts of pairs in this process, in the place of processes."""
 
-    noun = "bursts"
+    noun, nouns = "burst", "bursts"
 
     def __init__(
         self,

@@ -136,7 +136,7 @@ def _notes(runs: Processes, load_before: float | None) -> list[str]:
         there, asked = (", ".join(map(str, sorted(sizes))) for sizes in (runs.batches, missing))
         notes.append(f"the batch is {there}, as the model or the data fix it, not {asked}")
     if runs.settled:
-        notes.append(f"stopped after {len(runs.answers)} {runs.noun}: every interval is narrower than 1 %")
+        notes.append(f"stopped after {len(runs.answers)} {runs.nouns}: every interval is narrower than 1 %")
     elif len(runs.answers) < options.processes and not runs.interrupted:
-        notes.append(f"{len(runs.answers)} of {options.processes} {runs.noun} in {options.budget:g} s: raise --budget")
+        notes.append(f"{len(runs.answers)} of {options.processes} {runs.nouns} in {options.budget:g} s: raise --budget")
     return notes

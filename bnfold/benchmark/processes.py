@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 class Processes:
     """The measuring processes and what they answered. `inputs` are files of arrays, by batch size."""
 
-    noun = "processes"
+    noun, nouns = "process", "processes"
 
     def __init__(
         self, contenders: Sequence[Contender], options: BenchOptions, inputs: Mapping[int, Any], progress: Progress
@@ -84,7 +84,7 @@ class Processes:
             left = budget - (time.perf_counter() - start)
             if number >= FEWEST_PROCESSES and left < loading + _SHORTEST_S:
                 return
-            self.progress(f"{self.noun}: {number + 1} of {processes}")
+            self.progress(f"{self.noun} {number + 1} of {processes}")
             seconds = max(left / (processes - number) - loading, _SHORTEST_S)
             began = time.perf_counter()
             self.answers.append(self._start(models, self.pairs, seconds))
