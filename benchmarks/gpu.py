@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import page
-from peer_tables import PLAIN, TOOLS, said
+from peer_tables import PLAIN, by_tool, said
 from sections import markdown
-from zoo import HERE, MODELS, Failed, process
+from zoo import MODELS, Failed
 
 import bnfold
 from bnfold.cli import main as bnfold_main
@@ -67,11 +67,9 @@ def in_onnxruntime(name: str, cache: Path, words: Sequence[str]) -> Iterator[Row
     with tempfile.TemporaryDirectory() as scratch:
         folder, plain = Path(scratch), cache / f"{name}.onnx"
         files = {PLAIN: plain}
-        for tool in TOOLS:
-            try:
-                process(HERE / "peers.py", "run", tool, plain, target := folder / f"{len(files)}.onnx")
-            except Failed as failure:
-                yield Row(model=name, contender=tool, failure=str(failure))
+        for tool, target, cost in by_tool(plain, folder):
+            if isinstance(cost, Failed):
+                yield Row(model=name, contender=tool, failure=str(cost))
             else:
                 files[tool] = target
         yield from pairs(name, list(files), bench(list(files.values()), folder, *TF32_OFF, *words))

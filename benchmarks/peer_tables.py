@@ -17,14 +17,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import page
 from counting import count
 from sections import environment, markdown
-from zoo import HERE, MODELS, PEERS, Failed, process
+from zoo import HERE, MODELS, PEERS, Cost, Failed, process
 
 import bnfold
 
@@ -43,17 +43,24 @@ TERMS = (
 Row = dict[str, Any]
 
 
+def by_tool(plain: Path, folder: Path) -> Iterator[tuple[str, Path, Cost | Failed]]:
+    """What each tool makes of a file, where, and what that cost, or that it failed."""
+    for number, tool in enumerate(TOOLS):
+        target = folder / f"{number}.onnx"
+        try:
+            yield tool, target, process(HERE / "peers.py", "run", tool, plain, target)
+        except Failed as failure:
+            yield tool, target, failure
+
+
 def measured(name: str, cache: Path, budget: float) -> list[Row]:
     """One row per tool for one model, the file as exported first."""
     with tempfile.TemporaryDirectory() as scratch:
         plain = cache / f"{name}.onnx"
         files, rows = {PLAIN: plain}, [Row(model=name, tool=PLAIN)]
-        for tool in TOOLS:
-            target = Path(scratch) / f"{len(files)}.onnx"
-            try:
-                cost = process(HERE / "peers.py", "run", tool, plain, target)
-            except Failed as failure:
-                rows.append(Row(model=name, tool=tool, failure=str(failure)))
+        for tool, target, cost in by_tool(plain, Path(scratch)):
+            if isinstance(cost, Failed):
+                rows.append(Row(model=name, tool=tool, failure=str(cost)))
                 continue
             files[tool] = target
             rows.append(Row(model=name, tool=tool, seconds=cost.seconds, peak=cost.peak))
@@ -146,10 +153,7 @@ def main(words: Sequence[str]) -> None:
         parser.error("--cache is needed to measure")
     rows: list[Row] = []
     for name in options.models:
-        if options.busy:
-            with busy():
-                rows += measured(name, options.cache, options.budget)
-        else:
+        with busy() if options.busy else nullcontext():
             rows += measured(name, options.cache, options.budget)
         print(table(rows[-len(TOOLS) - 1 :]), file=sys.stderr, flush=True)
         if options.json:

@@ -160,6 +160,10 @@ def bench(
     Raises `UsageError` where modules and files are mixed, `NoVerdict` where a model does not run.
     """
     if models and all(map(_is_module, models)):
+        if (batch, runtime, dtype) != (1, "onnxruntime", "keep"):
+            raise UsageError(
+                "a module is measured by torch as it is, on its example_inputs: batch, runtime and dtype are for files"
+            )
         return _bench_modules(models, _tuple(example_inputs), budget, processes, threads)
     if not all(isinstance(model, str | Path) for model in models):
         raise UsageError("bench takes files, or modules with example_inputs; save a model to measure it in processes")

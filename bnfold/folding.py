@@ -100,7 +100,7 @@ def _try_rule(plan: Plan[N, V], rule: Rule, order: Iterable[N]) -> dict[N, Refus
 
 def _answer(plan: Plan[N, V], rule: Rule, node: N, affine: ChannelAffine) -> Step[N] | Refusal:
     """What the rule says; if all that it would write costs a copy that is too much, what it says of less."""
-    answer: Step[N] | Refusal = rule(plan.leniently(), node, affine, None)
+    answer: Step[N] | Refusal = rule(plan.leniently() if plan.closed else plan, node, affine, None)
     afforded = isinstance(answer, Refusal) or plan.affords(answer.writes)
     return answer if afforded else rule(plan, node, affine, None)
 

@@ -6,11 +6,9 @@ nothing, and raises a `BnfoldError` for whatever is not success. Nothing is writ
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from bnfold import saving
 from bnfold.dialects import Dialect, dialect_of, onnx_dialect, torch_dialect
@@ -19,19 +17,17 @@ from bnfold.folding import FoldOptions
 from bnfold.graph import Reason
 from bnfold.loading import Loaded, Source, load, sha256
 from bnfold.loading.suggestions import command
+from bnfold.measurement import bench_options, measured
 from bnfold.outcome import FoldReport
 from bnfold.programs import as_program
 from bnfold.reports import baseline as baselines
 from bnfold.reports.findings import findings
 from bnfold.reports.ranges import ranges
 from bnfold.run import CheckOptions, ExternalFile, FileRecord, OutputOptions, Run, RunOptions
-from bnfold.verification import Side, check_folded, check_models, derived_again, enforce, plan_of
+from bnfold.verification import Side, check_folded, check_models, derived_again, enforce
 from bnfold.verify.inputs import parse_input
 from bnfold.verify.meters import Tolerance
 from bnfold.verify.result import Layer, Status, Verdict, Verification
-
-if TYPE_CHECKING:
-    from bnfold.benchmark import Benchmark, BenchOptions
 
 
 def run_fold(
@@ -91,7 +87,7 @@ def run_export(
         result = work.simplified(dialect, result)
     if bench:
         contenders = {"original": unfolded, "folded": result}
-        run.bench = _measured(run, dialect, contenders, _bench_options(run_options, dialect))
+        run.bench = measured(run, dialect, contenders, bench_options(run_options, dialect))
     _write(run, dialect, result, out, output)
 
 
@@ -263,8 +259,8 @@ def run_bench(
     if dtype == "float16":
         with run.stage("convert"):
             contenders = {name: dialect.as_float16(model) for name, model in contenders.items()}
-    options = _bench_options(run_options, dialect, batches=batches, budget=budget, processes=processes)
-    run.bench = _measured(run, dialect, contenders, options)
+    options = bench_options(run_options, dialect, batches=batches, budget=budget, processes=processes)
+    run.bench = measured(run, dialect, contenders, options)
     proved = run.check is not None and run.check.verdict is Verdict.PROVED
     if failures := [failure for rule in rules if (failure := rule.missed(run.bench.contenders[-1], proved=proved))]:
         raise GateMissed("; ".join(failures))
@@ -425,43 +421,6 @@ def _fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple
     if options.include and excluded == len(run.fold.outcomes) > 0:
         run.warn("nothing-included", f"--include {' '.join(options.include)} names no batch norm of the model")
     return folded, run.fold
-
-
-def _bench_options(
-    run_options: RunOptions,
-    dialect: Dialect,
-    *,
-    batches: tuple[int, ...] = (1,),
-    budget: float = 60.0,
-    processes: int = 10,
-) -> BenchOptions:
-    from bnfold.benchmark import BenchOptions
-
-    plan = plan_of(dialect, run_options, CheckOptions())
-    return BenchOptions(
-        runtime="torch" if dialect.kind == "pt2" else "onnxruntime",
-        batches=batches,
-        budget=budget,
-        processes=processes,
-        threads=run_options.threads or 1,
-        provider=run_options.provider,
-        provider_options=run_options.settings,
-        inputs=plan.inputs,
-        probes=plan.probes,
-    )
-
-
-def _measured(run: Run, dialect: Dialect, models: Mapping[str, Any], options: BenchOptions) -> Benchmark:
-    """Measure models of one dialect, each from a file of its own."""
-    from bnfold.benchmark import Contender, measure
-
-    with run.stage("bench"), tempfile.TemporaryDirectory() as folder:
-        contenders = []
-        for number, (name, model) in enumerate(models.items()):
-            path = Path(folder) / f"{number}{dialect.suffix}"
-            dialect.write(path, model)
-            contenders.append(Contender(name, path, dialect.facts(model)))
-        return measure(contenders, options, run.progress)
 
 
 def _write(run: Run, dialect: Dialect, model: Any, out: Path, output: OutputOptions) -> None:

@@ -119,7 +119,7 @@ CORE = (
     Mutant("affines composed the other way", "rules.py", "return second @ first if", "return first @ second if"),
     Mutant("affines of two axes composed", "rules.py", "if len(axes) < 2 and len(sizes) < 2", "if len(sizes) < 2"),
     Mutant("a copy that is written never goes", "rules.py", " and not _is_copy(draft):", ":"),
-    Mutant("copies are counted one by one", "folding.py", "rule(plan.leniently(), node", "rule(plan, node"),
+    Mutant("copies are counted one by one", "folding.py", "plan.leniently() if plan.closed", "plan if plan.closed"),
     Mutant("what is written in place vanishes", "rules.py", "written = any(", "written = False and any("),
     Mutant(
         "one of the inputs is enough",

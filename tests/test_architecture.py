@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run",),
     ("dialects", "reports"),
     ("programs", "verification", "simplifying"),
+    ("measurement",),
     ("pipeline",),
     ("api",),
     ("testing", "cli"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bnfold.benchmark import Benchmark, BenchOptions, Comparison, Contender, Interval, Measured, measure, parse_gates
+from bnfold.benchmark import (
+    Benchmark,
+    BenchOptions,
+    Comparison,
+    Contender,
+    Interval,
+    Measured,
+    child,
+    measure,
+    parse_gates,
+)
 from bnfold.benchmark import processes as processes_room
 from bnfold.benchmark.child import FEWEST_ROUNDS, perform
 from bnfold.benchmark.statistics import judge, percentile, ratio_interval
@@ -286,6 +297,26 @@ def test_a_process_times_each_pair_at_least_twice(tmp_path: Path) -> None:
     assert all(before > 0 and after > 0 for before, after in answer["times"][0])
     assert set(answer["session_s"]) == set(answer["first_run_s"]) == {"a", "b"}
     assert perform(job(tmp_path, pairs=[]))["times"] == []
+
+
+def test_each_model_is_prepared_and_warmed_once_for_a_size_however_many_pairs_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, runs = [], Counter[str]()
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def prepared(self, feeds: Any) -> Any:
+            prepared.append(self.name)
+            return lambda: runs.update([self.name])
+
+    monkeypatch.setattr(child, "_open", lambda job, path, optimise: Model(Path(path).stem))
+    monkeypatch.setattr(child, "_visit", lambda first, second: [])
+    perform(job(tmp_path, pairs=[["a", "b", "1"]] * 3))
+    assert sorted(prepared) == ["a", "b"]
+    assert runs == {"a": child.WARM_UP + 1, "b": child.WARM_UP + 1}
 
 
 def test_the_order_of_loading_is_random_and_seeded(tmp_path: Path) -> None:

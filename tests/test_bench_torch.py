@@ -66,6 +66,8 @@ def test_a_module_alone_is_measured_against_its_fold() -> None:
 def test_what_cannot_be_measured_is_said(stored: Path) -> None:
     with pytest.raises(UsageError, match="example_inputs"):
         bnfold.bench(small())
+    with pytest.raises(UsageError, match="are for files"):
+        bnfold.bench(small(), example_inputs=(torch.ones(1, 3, 8, 8),), batch=8)
     with pytest.raises(UsageError, match="files, or modules"):
         bnfold.bench(small(), stored, example_inputs=(torch.ones(1, 3, 8, 8),))
     with pytest.raises(UsageError, match="train mode"):

@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,15 +52,17 @@ def perform(job: Mapping[str, Any]) -> dict[str, Any]:
     order.shuffle(keys)
     models: dict[str, Timed] = {}
     session_s, first_run_s = {}, {}
+
+    @cache
+    def call(key: str, batch: str) -> Call:
+        return models[key].prepared(feeds[batch])
+
     for key in keys:
         start = time.perf_counter()
         models[key] = _open(job, **job["models"][key])
         session_s[key] = time.perf_counter() - start
-        first_run_s[key] = _timed(models[key].prepared(next(iter(feeds.values()))))
-    pairs = [
-        (models[first].prepared(feeds[batch]), models[second].prepared(feeds[batch]))
-        for first, second, batch in job["pairs"]
-    ]
+        first_run_s[key] = _timed(call(key, next(iter(feeds))))
+    pairs = [(call(first, batch), call(second, batch)) for first, second, batch in job["pairs"]]
     times = time_pairs(pairs, job["seconds"], order)
     return {"session_s": session_s, "first_run_s": first_run_s, "times": times, "peak_bytes": peak_bytes()}
 
@@ -88,8 +91,8 @@ def _open(job: Mapping[str, Any], path: str, optimise: bool) -> Timed:
 
 def time_pairs(pairs: Sequence[tuple[Call, Call]], seconds: float, order: random.Random) -> list[Rounds]:
     """Warm up, then visit the pairs in turn, each time in a random order, at least once; no garbage is collected."""
-    for pair in pairs:
-        for run in pair * WARM_UP:
+    for run in dict.fromkeys(run for pair in pairs for run in pair):
+        for _ in range(WARM_UP):
             run()
     times: list[Rounds] = [[] for _ in pairs]
     positions = list(range(len(pairs)))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from bnfold.benchmark.child import Call, time_pairs
-from bnfold.benchmark.measuring import load, summarised
+from bnfold.benchmark.measuring import load, summarised, usable
 from bnfold.benchmark.processes import CONTROL, Pair, Processes, Progress
 from bnfold.benchmark.records import Benchmark, BenchOptions, Contender
 from bnfold.errors import UsageError
@@ -65,9 +65,7 @@ def measure_live(
         raise UsageError("bench needs at least one model")
     from bnfold.frontends import torch
 
-    progress("trying torch.compile")
-    cannot = torch.cannot_compile()
-    options = replace(options, runtime="torch", first_mode_only=cannot is not None)
+    options, notes = usable(replace(options, runtime="torch"), progress)
     contenders = [Contender(name, None, facts) for name, (_, facts) in modules.items()]
     measured = {name: module for name, (module, _) in modules.items()}
     measured[CONTROL] = copy.deepcopy(measured[contenders[0].name])
@@ -83,5 +81,4 @@ def measure_live(
     with torch.threads(options.threads):
         runs = Bursts(contenders, options, {batch: example_inputs}, progress, calls)
         runs.collect()
-    benchmark = summarised(runs, [None] * len(contenders), "torch in this process", load_before)
-    return replace(benchmark, notes=(NOTE, *([cannot] if cannot else []), *benchmark.notes))
+    return summarised(runs, [None] * len(contenders), "torch in this process", load_before, (NOTE, *notes))

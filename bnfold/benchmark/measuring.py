@@ -33,13 +33,7 @@ def measure(
     """
     if not contenders or len({contender.name for contender in contenders}) < len(contenders):
         raise UsageError("bench needs at least one model, each with a name of its own", hint="bnfold bench model.onnx")
-    cannot = None
-    if options.runtime == "torch":
-        from bnfold.frontends import torch
-
-        progress("trying torch.compile")
-        cannot = torch.cannot_compile()
-        options = replace(options, first_mode_only=cannot is not None)
+    options, notes = usable(options, progress)
     progress("choosing inputs")
     provider, by_batch = _inputs(contenders, options)
     censuses = [_census(contender, options) for contender in contenders]
@@ -50,12 +44,26 @@ def measure(
             np.savez(path, **by_batch[batch])  # type: ignore[arg-type]
         runs = Processes(contenders, options, inputs, progress)
         runs.collect()
-    benchmark = summarised(runs, censuses, provider, load_before)
-    return replace(benchmark, notes=(*benchmark.notes, cannot)) if cannot else benchmark
+    return summarised(runs, censuses, provider, load_before, notes)
+
+
+def usable(options: BenchOptions, progress: Progress) -> tuple[BenchOptions, tuple[str, ...]]:
+    """The options less the modes that the runtime does not have here, and a note where that changes something."""
+    if options.runtime != "torch":
+        return options, ()
+    from bnfold.frontends import torch
+
+    progress("trying torch.compile")
+    cannot = torch.cannot_compile()
+    return (options, ()) if cannot is None else (replace(options, first_mode_only=True), (cannot,))
 
 
 def summarised(
-    runs: Processes, censuses: Sequence[Mapping[str, int] | None], provider: str, load_before: float | None
+    runs: Processes,
+    censuses: Sequence[Mapping[str, int] | None],
+    provider: str,
+    load_before: float | None,
+    notes: tuple[str, ...] = (),
 ) -> Benchmark:
     """The benchmark that these runs are; `censuses` are the operators that the runtime makes of each contender."""
     return Benchmark(
@@ -66,7 +74,7 @@ def summarised(
         len(runs.answers),
         runs.options.threads,
         provider,
-        tuple(_notes(runs, load_before)),
+        (*notes, *_notes(runs, load_before)),
         runs.interrupted,
         runs.options.mode,
     )

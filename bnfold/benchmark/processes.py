@@ -94,7 +94,7 @@ class Processes:
                 return
 
     def _is_settled(self) -> bool:
-        intervals = [self.interval(pair) for pair in self.pairs]
+        intervals = (self.interval(pair) for pair in self.pairs)
         return all(each is not None and each.high <= each.low * (1 + _SETTLED) for each in intervals)
 
     def _start(self, models: Sequence[tuple[str, str]], pairs: Sequence[Pair], seconds: float) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -52,7 +52,7 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
             _write_streamed(model, file)
         return (path,)
     data = path.with_name(path.name + ".data")
-    with _small_tensors_read(model):
+    with _standing_in(_small_tensors(model)):
         ir.save(model, path, external_data=data.name, size_threshold_bytes=INLINE_BYTES)
     return (path, data) if data.exists() else (path,)
 
@@ -64,8 +64,11 @@ def _write_streamed(model: ir.Model, file: BinaryIO) -> None:
     Protobuf takes the fields of a message in any order, so the initializers come last, one by one; the numbers of a
     large one go straight from where they are into its field `raw_data`.
     """
-    with _set_aside(model) as large:
+    stored = {value: value.const_value for value in model.graph.initializers.values()}
+    aside = {value: tensor for value, tensor in stored.items() if tensor is not None and _is_streamed(tensor)}
+    with _standing_in({value: _empty(value, tensor) for value, tensor in aside.items()}):
         proto = to_proto(model)
+    large = {value.name or "": tensor for value, tensor in aside.items()}
     tensors = list(proto.graph.initializer)
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString(deterministic=True)
@@ -85,19 +88,23 @@ def _write_streamed(model: ir.Model, file: BinaryIO) -> None:
 
 
 @contextmanager
-def _set_aside(model: ir.Model) -> Iterator[dict[str, ir.TensorProtocol]]:
-    """The large initializers of the main graph by name; meanwhile the model holds an empty tensor for each."""
-    stored = {value: value.const_value for value in model.graph.initializers.values()}
-    large = {value: tensor for value, tensor in stored.items() if tensor is not None and _is_streamed(tensor)}
-    for value, tensor in large.items():
-        stand_in = ir.Tensor(np.zeros(0, np.float32), name=value.name, doc_string=tensor.doc_string)
-        stand_in.metadata_props.update(tensor.metadata_props)
-        value.const_value = stand_in
+def _standing_in(tensors: Mapping[ir.Value, ir.TensorProtocol]) -> Iterator[None]:
+    """Let values hold other tensors for a while."""
+    before = {value: value.const_value for value in tensors}
+    for value, tensor in tensors.items():
+        value.const_value = tensor
     try:
-        yield {value.name or "": tensor for value, tensor in large.items()}
+        yield
     finally:
-        for value, tensor in large.items():
-            value.const_value = tensor
+        for value, original in before.items():
+            value.const_value = original
+
+
+def _empty(value: ir.Value, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """All that a tensor says, without its numbers."""
+    empty = ir.Tensor(np.zeros(0, np.float32), name=value.name, doc_string=tensor.doc_string)
+    empty.metadata_props.update(tensor.metadata_props)
+    return empty
 
 
 def _is_streamed(tensor: ir.TensorProtocol) -> bool:
@@ -129,18 +136,15 @@ def _varint(number: int) -> bytes:
     return bytes([*found, number])
 
 
-@contextmanager
-def _small_tensors_read(model: ir.Model) -> Iterator[None]:
-    """`ir.save` reads small tensors of other files and closes these, which fails while somebody looks at them."""
-    values = [value for graph in model.graphs() for value in graph.initializers.values()]
-    small = [(value, tensor) for value in values if (tensor := value.const_value) is not None and _is_small(tensor)]
-    for value, tensor in small:
-        value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
-    try:
-        yield
-    finally:
-        for value, tensor in small:
-            value.const_value = tensor
+def _small_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
+    """The small tensors of other files, read: `ir.save` would read them and close the files, which fails while
+    somebody looks at them."""
+    stored = {value: value.const_value for graph in model.graphs() for value in graph.initializers.values()}
+    return {
+        value: ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+        for value, tensor in stored.items()
+        if tensor is not None and _is_small(tensor)
+    }
 
 
 def _is_small(tensor: ir.TensorProtocol) -> bool:

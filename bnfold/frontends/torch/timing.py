@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from bnfold.errors import EnvironmentFailure, UsageError
 from bnfold.frontends.torch.capture import quiet
@@ -43,8 +44,8 @@ def open_timed(path: Path, *, provider: str, threads: int | None, compiled: bool
     device = device_of(provider)
     if threads is not None:
         torch.set_num_threads(threads)
+    program = _read(path)
     with quiet():
-        program = torch.export.load(path)
         module = program.module(check_guards=False).to(device)
     names = tuple(port.name for port in signature(program).inputs)
     return Timed(torch.compile(module) if compiled else module, names, device)
@@ -78,10 +79,14 @@ def call_of_module(module: Callable[..., Any], inputs: list[Tensor]) -> Callable
 
 def open_program(path: Path) -> tuple[Signature, Runner]:
     """The ports of the program in a `.pt2` file that bnfold wrote, and the program as a function of arrays."""
-    with quiet():
-        program = torch.export.load(path)
+    program = _read(path)
     ports = signature(program)
     return ports, runner(program, ports)
+
+
+def _read(path: Path) -> ExportedProgram:
+    with quiet():
+        return torch.export.load(path)
 
 
 def cannot_compile() -> str | None:
