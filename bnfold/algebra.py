@@ -51,10 +51,14 @@ class ChannelAffine:
     @classmethod
     def stacked(cls, parts: Sequence[tuple[ChannelAffine | None, int]], axis: int) -> ChannelAffine:
         """Affines side by side along `axis`, each with its number of channels; None is the identity."""
-        scales = [np.broadcast_to(1.0 if each is None else each.scale, (size,)) for each, size in parts]
-        shifts = [np.broadcast_to(0.0 if each is None else each.shift, (size,)) for each, size in parts]
+        total = sum(size for _, size in parts)
+        scale, shift, start = np.ones(total), np.zeros(total), 0
+        for each, size in parts:
+            if each is not None:
+                scale[start : start + size], shift[start : start + size] = each.scale, each.shift
+            start += size
         origin = Stack(tuple((each.origin if each else None, size) for each, size in parts))
-        return cls(np.concatenate(scales), np.concatenate(shifts), axis, origin)
+        return cls(scale, shift, axis, origin)
 
     @property
     def channels(self) -> int:

@@ -39,6 +39,8 @@ class Plan(Generic[N, V]):
     partly: dict[N, Step[N]] = field(default_factory=dict)
     strict: bool = True
     _readings: dict[N, Reading] = field(default_factory=dict)
+    _uses: dict[V, Sequence[Use[N] | Reason]] = field(default_factory=dict)
+    _sites: dict[N, Site] = field(default_factory=dict)
 
     def affines(self) -> Sequence[N]:
         return self.graph.affines()
@@ -59,7 +61,9 @@ class Plan(Generic[N, V]):
         return self.graph.position(node)
 
     def site(self, node: N) -> Site:
-        return self.graph.site(node)
+        if node not in self._sites:
+            self._sites[node] = self.graph.site(node)
+        return self._sites[node]
 
     def data(self, node: N) -> V:
         """The value the node reads, behind every affine that vanished."""
@@ -83,7 +87,7 @@ class Plan(Generic[N, V]):
         found: list[Use[N] | Reason] = []
         values = [value]
         for current in values:
-            for use in self.graph.uses(current):
+            for use in self._read_by(current):
                 if isinstance(use, Reason):
                     found.append(use)
                 elif self._is_vanished(use[0]):
@@ -91,6 +95,11 @@ class Plan(Generic[N, V]):
                 elif use[0] not in self.moved and self._stays(*use):
                     found.append((use[0], self._renumbered(*use)))
         return found
+
+    def _read_by(self, value: V) -> Sequence[Use[N] | Reason]:
+        if value not in self._uses:
+            self._uses[value] = self.graph.uses(value)
+        return self._uses[value]
 
     def _behind(self, value: V) -> V:
         while (maker := self.graph.producer(value)) is not None and self._is_vanished(maker):

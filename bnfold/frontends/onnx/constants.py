@@ -210,10 +210,10 @@ class Constants:
         return FREE_ELEMENTS + GROWTH * sum(tensor.size for tensor in walking.stored_tensors(self._model))
 
 
-def known_types(model: ir.Model, *, single: bool = False) -> Inferred:
+def known_types(model: ir.Model, plain: Inferred | None = None, *, single: bool = False) -> Inferred:
     """Types inferred with the help of the integers that the model computes from constants: shapes, axes, pads; with
-    `single`, at batch 1."""
-    constants = Constants(model, Inferred(model, single=single))
+    `single`, at batch 1. `plain` is what is known without."""
+    constants = Constants(model, plain or Inferred(model, single=single))
 
     def integers(value: ir.Value) -> ir.TensorProtocol | None:
         known = constants.of(value)

@@ -29,7 +29,8 @@ def facts(model: ir.Model) -> ModelFacts:
     linear = [node for node in every if walking.is_standard(node, *LINEAR)]
     computed = list(_computed(every, set(bookkeeping)))
     macs = activation_bytes = None
-    for inferred in (Inferred(model, single=True), known_types(model, single=True)):  # the second knows more, and costs
+    plain = Inferred(model, single=True)
+    for inferred in (plain, known_types(model, plain, single=True)):  # the second knows more, and costs
         macs, activation_bytes = _macs(linear, inferred), _activation_bytes(computed, inferred)
         if macs is not None and activation_bytes is not None:
             break
