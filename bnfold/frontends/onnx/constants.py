@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bnfold.algebra import Array
 from bnfold.frontends.onnx import walking
-from bnfold.frontends.onnx.inferred import SMALL, Inferred
+from bnfold.frontends.onnx.inferred import SMALL, Inferred, Known, Types, Unknown
 from bnfold.frontends.onnx.rounding import rounded
 from bnfold.graph import Reason
 
@@ -107,7 +107,7 @@ COMPUTED = MOVES | ARITHMETIC
 class Constants:
     """Answers, for any value of the model, whether it is constant. Answers are kept."""
 
-    def __init__(self, model: ir.Model, inferred: Inferred | None = None) -> None:
+    def __init__(self, model: ir.Model, inferred: Types | None = None) -> None:
         self.inferred = inferred or known_types(model)
         self._model = model
         self._versions = walking.opset(model)
@@ -210,17 +210,21 @@ class Constants:
         return FREE_ELEMENTS + GROWTH * sum(tensor.size for tensor in walking.stored_tensors(self._model))
 
 
-def known_types(model: ir.Model, plain: Inferred | None = None, *, single: bool = False) -> Inferred:
+def known_types(model: ir.Model, *, single: bool = False) -> Inferred:
     """Types inferred with the help of the integers that the model computes from constants: shapes, axes, pads; with
-    `single`, at batch 1. `plain` is what is known without."""
-    constants = Constants(model, plain or Inferred(model, single=single))
+    `single`, at batch 1. The sizes of values are among these constants where those that need no value leave something
+    open."""
+    stored = Inferred(model, _integers(Constants(model, Unknown())), single=single)
+    return Inferred(model, _integers(Constants(model, stored)), stored, single=single)
 
+
+def _integers(constants: Constants) -> Known:
     def integers(value: ir.Value) -> ir.TensorProtocol | None:
         known = constants.of(value)
         small = known is not None and known.dtype == ir.DataType.INT64 and known.size <= SMALL
         return ir.Tensor(np.asarray(known.load()), name=value.name) if known is not None and small else None
 
-    return Inferred(model, integers, single=single)
+    return integers
 
 
 def _measured(node: ir.Node, shape: tuple[int | str | None, ...] | None) -> Constant | None:

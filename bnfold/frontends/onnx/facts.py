@@ -28,20 +28,15 @@ def facts(model: ir.Model) -> ModelFacts:
     stored, bookkeeping = size(model), _bookkeeping(every)
     linear = [node for node in every if walking.is_standard(node, *LINEAR)]
     computed = list(_computed(every, set(bookkeeping)))
-    macs = activation_bytes = None
-    plain = Inferred(model, single=True)
-    for inferred in (plain, known_types(model, plain, single=True)):  # the second knows more, and costs
-        macs, activation_bytes = _macs(linear, inferred), _activation_bytes(computed, inferred)
-        if macs is not None and activation_bytes is not None:
-            break
+    inferred = known_types(model, single=True)
     return ModelFacts(
         batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
         nodes=len(every),
         compute_nodes=len(every) - len(bookkeeping),
         parameters=stored.floats,
         bytes=stored.nbytes,
-        macs=macs,
-        activation_bytes=activation_bytes,
+        macs=_macs(linear, inferred),
+        activation_bytes=_activation_bytes(computed, inferred),
     )
 
 

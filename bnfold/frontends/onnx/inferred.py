@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Protocol
 
 import onnx
 import onnx.shape_inference
@@ -18,26 +19,57 @@ SMALL, FEW = 1024, 16
 Known = Callable[[ir.Value], ir.TensorProtocol | None]
 
 
-def nothing(value: ir.Value) -> None:
-    """No computed value is known."""
+OPEN = "input"
+"""How the names of sizes begin that the caller chooses."""
+
+
+class Types(Protocol):
+    """What is known of values before they are computed."""
+
+    def shape(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
+        """The sizes of the value, a name or None where one is not known; None where not even the rank is."""
+
+    def rank(self, value: ir.Value) -> int | None:
+        """The number of axes, None where it is not known."""
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The type of the elements, None where it is not known."""
+
+
+class Unknown:
+    """The types of a model of which nothing was inferred."""
+
+    def shape(self, value: ir.Value) -> None:
+        return None
+
+    def rank(self, value: ir.Value) -> None:
+        return None
+
+    def dtype(self, value: ir.Value) -> None:
+        return None
 
 
 class Inferred:
     """What is known of the values of the main graph before it runs. Inference runs once, when first asked.
 
-    `known` gives the numbers of computed values where they are constant: shapes that are computed, above all. With
-    `single` the first axis of an input that has no size is taken as 1.
+    `known` gives the numbers of computed values where they are constant: shapes that are computed, above all. `less`
+    is what is known with fewer of these numbers, and asked first. With `single` the first axis of an input that has no
+    size is taken as 1.
     """
 
-    def __init__(self, model: ir.Model, known: Known = nothing, *, single: bool = False) -> None:
+    def __init__(self, model: ir.Model, known: Known, less: Inferred | None = None, *, single: bool = False) -> None:
         self._model = model
         self._known = known
+        self._less = less
         self._single = single
 
     def shape(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
         """The sizes of the value, a name or None where one is not known; None where not even the rank is."""
         if value.is_initializer() and value.const_value is not None:
             return tuple(int(size) for size in value.const_value.shape.numpy())
+        simple = None if self._less is None else self._less.shape(value)
+        if simple is not None and all(_is_settled(size) for size in simple):
+            return simple
         known = self._type(value)
         if known is None or not known.HasField("shape"):
             return None
@@ -50,6 +82,8 @@ class Inferred:
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """The type of the elements, None where it is not known."""
+        if self._less is not None and (simple := self._less.dtype(value)) is not None:
+            return simple
         known = self._type(value)
         return ir.DataType(known.elem_type) if known is not None and known.elem_type else None
 
@@ -106,7 +140,7 @@ def _name_sizes(value: onnx.ValueInfoProto, position: int) -> None:
     """Give every open size a name of its own: nothing enforces that sizes of one name are equal."""
     for axis, size in enumerate(value.type.tensor_type.shape.dim):
         if not size.HasField("dim_value"):
-            size.dim_param = f"input{position}.{axis}"
+            size.dim_param = f"{OPEN}{position}.{axis}"
 
 
 def _fix_batch(value: onnx.ValueInfoProto) -> None:
@@ -138,6 +172,11 @@ def drop_claims(nodes: Iterable[onnx.NodeProto]) -> None:
                 for claim in (*body.input, *body.output):
                     claim.ClearField("type")
                 drop_claims(body.node)
+
+
+def _is_settled(size: int | str | None) -> bool:
+    """Whether there is nothing more to know: it is a number, or the caller's choice."""
+    return isinstance(size, int) or (size is not None and size.startswith(OPEN))
 
 
 def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:
