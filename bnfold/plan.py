@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Generic
 
 from bnfold.algebra import ChannelAffine, LinearOp
@@ -52,9 +53,17 @@ class Plan(Generic[N, V]):
         return self.graph.extent(value)
 
     def joins(self) -> Sequence[N]:
-        return [node for node in self.graph.joins() if node not in self.moved and not self._is_idle(node)]
+        return [node for node in self._all_joins if node not in self.moved and not self._is_idle(node)]
+
+    @cached_property
+    def _all_joins(self) -> Sequence[N]:
+        return self.graph.joins()
 
     def movers(self) -> Sequence[N]:
+        return self._movers
+
+    @cached_property
+    def _movers(self) -> Sequence[N]:
         return self.graph.movers()
 
     def position(self, node: N) -> int:

@@ -138,9 +138,7 @@ class Constants:
             tensor = self._stored(value)
             node = value.producer()
             if tensor is not None:
-                self._known[value] = Constant(
-                    tuple(int(size) for size in tensor.shape.numpy()), tensor.dtype, tensor.numpy
-                )
+                self._known[value] = Constant(walking.sizes(tensor), tensor.dtype, tensor.numpy)
             elif node is None or not walking.is_standard(node, *COMPUTED) or value is not node.outputs[0]:
                 self._known[value] = None
             else:
@@ -207,7 +205,7 @@ class Constants:
 
     @cached_property
     def _budget(self) -> int:
-        return FREE_ELEMENTS + GROWTH * sum(tensor.size for tensor in walking.stored_tensors(self._model))
+        return FREE_ELEMENTS + GROWTH * sum(prod(walking.sizes(each)) for each in walking.stored_tensors(self._model))
 
 
 def known_types(model: ir.Model, *, single: bool = False) -> Inferred:
@@ -215,6 +213,8 @@ def known_types(model: ir.Model, *, single: bool = False) -> Inferred:
     `single`, at batch 1. The sizes of values are among these constants where those that need no value leave something
     open."""
     stored = Inferred(model, _integers(Constants(model, Unknown())), single=single)
+    if not any(walking.is_standard(node, "Shape", "CastLike") for node in walking.nodes(model)):
+        return stored
     return Inferred(model, _integers(Constants(model, stored)), stored, single=single)
 
 

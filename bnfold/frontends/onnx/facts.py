@@ -43,7 +43,7 @@ def facts(model: ir.Model) -> ModelFacts:
 def size(model: ir.Model) -> StoredSize:
     """What the model stores; to be recorded, it is read tensor by tensor."""
     tensors = list(walking.stored_tensors(model))
-    floats = [tensor.size for tensor in tensors if tensor.dtype in walking.FLOATS]
+    floats = [prod(walking.sizes(tensor)) for tensor in tensors if tensor.dtype in walking.FLOATS]
     return StoredSize(sum(floats), sum(tensor.nbytes for tensor in tensors), max(floats, default=0))
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from math import prod
 from typing import Protocol
 
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
+
+from bnfold.frontends.onnx import walking
 
 SMALL, FEW = 1024, 16
 Known = Callable[[ir.Value], ir.TensorProtocol | None]
@@ -66,7 +69,7 @@ class Inferred:
     def shape(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
         """The sizes of the value, a name or None where one is not known; None where not even the rank is."""
         if value.is_initializer() and value.const_value is not None:
-            return tuple(int(size) for size in value.const_value.shape.numpy())
+            return walking.sizes(value.const_value)
         simple = None if self._less is None else self._less.shape(value)
         if simple is not None and all(_is_settled(size) for size in simple):
             return simple
@@ -77,6 +80,8 @@ class Inferred:
 
     def rank(self, value: ir.Value) -> int | None:
         """The number of axes, None where it is not known."""
+        if self._less is not None and (simple := self._less.rank(value)) is not None:
+            return simple
         shape = self.shape(value)
         return None if shape is None else len(shape)
 
@@ -151,7 +156,8 @@ def _fix_batch(value: onnx.ValueInfoProto) -> None:
 
 def _declare(graph: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Integers may be shapes, axes or pads; of floats only the few of a scale or a range say something about sizes."""
-    if tensor.size <= (FEW if tensor.dtype.is_floating_point() else SMALL):
+    sizes = walking.sizes(tensor)
+    if prod(sizes) <= (FEW if tensor.dtype.is_floating_point() else SMALL):
         tensor_proto = ir.serde.serialize_tensor(tensor)
         tensor_proto.name = value.name or ""
         graph.initializer.append(tensor_proto)
@@ -159,8 +165,8 @@ def _declare(graph: onnx.GraphProto, value: ir.Value, tensor: ir.TensorProtocol)
     declared = graph.input.add(name=value.name or "")
     declared.type.tensor_type.elem_type = tensor.dtype.value
     shape = declared.type.tensor_type.shape
-    for size in tensor.shape.numpy():
-        shape.dim.add(dim_value=int(size))
+    for size in sizes:
+        shape.dim.add(dim_value=size)
 
 
 def drop_claims(nodes: Iterable[onnx.NodeProto]) -> None:
