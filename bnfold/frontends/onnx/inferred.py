@@ -52,6 +52,10 @@ class Unknown:
         return None
 
 
+def _nothing(value: ir.Value) -> None:
+    """No computed value is known."""
+
+
 class Inferred:
     """What is known of the values of the main graph before it runs. Inference runs once, when first asked.
 
@@ -100,6 +104,7 @@ class Inferred:
     @cached_property
     def _types(self) -> dict[str, onnx.TypeProto.Tensor]:
         proto = skeleton(self._model, self._known)
+        self._known = _nothing  # asked once; what it computed need not be held
         for value in proto.graph.input if self._single else ():
             _fix_batch(value)
         return infer(proto)
