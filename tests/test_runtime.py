@@ -138,6 +138,17 @@ def test_an_input_that_it_refuses_is_one_sentence(feeds: Any, capfd: pytest.Capt
     assert capfd.readouterr() == ("", "")
 
 
+def test_where_in_the_source_of_the_runtime_is_not_told() -> None:
+    shape = numpy_helper.from_array(np.array([-1, 7], np.int64), "shape")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in (("x", ["n"]), ("y", None))]
+    graph = helper.make_graph([helper.make_node("Reshape", ["x", "shape"], ["y"])], "g", ends[:1], ends[1:], [shape])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    run = session(proto.SerializeToString())
+    with pytest.raises(CannotRun, match="cannot be reshaped") as caught:
+        run({"x": np.zeros(3, np.float32)})
+    assert ".h:" not in str(caught.value)
+
+
 def test_a_missing_file_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(CannotRun):
         session(tmp_path / "missing.onnx")
