@@ -119,15 +119,20 @@ class Semantics:
         return self.figure / self.allowed if self.allowed else 0.0
 
 
-def moved_by_rounding(feeds: Arrays, seeds: Sequence[int] = range(5)) -> Iterator[Arrays]:
-    """Inputs one rounding of float64 away from these, each number up or down by chance; none without real numbers."""
+def moved_by_rounding(feeds: Arrays, seeds: Sequence[int] = range(5), *, widened: bool = True) -> Iterator[Arrays]:
+    """Inputs one rounding of float64 away from these, each number up or down by chance; none without real numbers. Not
+    `widened`, each stays in its type, and moves by an epsilon of that."""
     if not any(is_float(value) for value in feeds.values()):
         return
     for seed in seeds:
         random = np.random.default_rng(seed)
         yield {
-            name: value.astype(np.float64) * (1 + random.choice((-EPSILON, EPSILON), value.shape))
-            if is_float(value)
-            else value
+            name: _moved(value, random, np.dtype(np.float64) if widened else value.dtype) if is_float(value) else value
             for name, value in feeds.items()
         }
+
+
+def _moved(value: Array, random: np.random.Generator, dtype: np.dtype[Any]) -> Array:
+    epsilon = float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    moved = value.astype(np.float64) * (1 + random.choice((-epsilon, epsilon), value.shape))
+    return np.asarray(moved.astype(dtype))

@@ -6,7 +6,8 @@ no number goes through no ratio: integers, ranks, and rows that come in no order
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,12 +29,23 @@ class Tolerance:
     atol: float = 0.0
 
 
+@dataclass(frozen=True)
+class Typical:
+    """The typical ratio of errors over so many inputs that are one rounding apart, and how far rounding moved the
+    reference at most, relative to the size of its values."""
+
+    ratio: float
+    draws: int
+    moved: float
+
+
 @dataclass
 class Meter:
     """The errors of one output, pooled over all inputs; each input's errors are divided by the size of its values.
 
     `decided` counts integers and rows, `first` and `five` whether the largest and the five largest of each row are the
-    same. `mismatch` is what no error explains.
+    same. `mismatch` is what no error explains. `squares` has the squared errors of the original and of the candidate by
+    the number of the input; for those in `typical` the typical ratio stands in for them.
     """
 
     name: str
@@ -41,8 +53,7 @@ class Meter:
     dtype: str = ""
     shape: tuple[int, ...] = ()
     numbers: int = 0
-    squares_reference: float = 0.0
-    squares_candidate: float = 0.0
+    squares: dict[int, tuple[int, float, float]] = field(default_factory=dict)
     max_abs: float = 0.0
     max_rel: float = 0.0
     decided: Tally = field(default_factory=Tally)
@@ -50,10 +61,13 @@ class Meter:
     five: Tally = field(default_factory=Tally)
     beyond: int = 0
     mismatch: str | None = None
+    inputs: int = 0
+    typical: dict[int, Typical] = field(default_factory=dict)
 
     def add(self, exact: Array, reference: Array, candidate: Array) -> None:
         """Take in one input: the output in float64, of the original, and of the candidate."""
         self.see(reference)
+        self.inputs += 1
         if candidate.shape != reference.shape:
             self.mismatch = f"has shape {list(candidate.shape)} instead of {list(reference.shape)}"
         elif not is_float(reference):
@@ -81,8 +95,8 @@ class Meter:
         scale = float(np.sqrt(np.mean(truth**2))) or 1.0
         gap = np.abs(after - before)
         self.numbers += truth.size
-        self.squares_reference += float(np.sum(((before - truth) / scale) ** 2))
-        self.squares_candidate += float(np.sum(((after - truth) / scale) ** 2))
+        one, other = (float(np.sum(((value - truth) / scale) ** 2)) for value in (before, after))
+        self.squares[self.inputs - 1] = truth.size, one, other
         self.max_abs = max(self.max_abs, float(gap.max()))
         self.max_rel = max(self.max_rel, float(gap.max() / scale))
         if self.tolerance:
@@ -101,17 +115,33 @@ class Meter:
     def compared(self) -> bool:
         return self.numbers > 0 or self.decided.compared > 0
 
+    @property
+    def furthest(self) -> int | None:
+        """The input at which the candidate's error is largest, of those that are judged by it."""
+        left = self.squares.keys() - self.typical.keys()
+        return max(left, key=lambda index: self.squares[index][2], default=None)
+
+    def _errors(self, inputs: Collection[int]) -> tuple[float, float]:
+        """Root mean squares of the original and of the candidate, over these inputs."""
+        counts, before, after = zip(*(self.squares[index] for index in inputs), strict=True)
+        return math.sqrt(sum(before) / sum(counts)), math.sqrt(sum(after) / sum(counts))
+
+    def _ratio(self, floor: float) -> float:
+        ratios = [found.ratio for found in self.typical.values()]
+        if left := self.squares.keys() - self.typical.keys():
+            before, after = self._errors(left)
+            ratios.append(max(after, floor) / max(before, floor))
+        return max(ratios)
+
     def result(self) -> OutputComparison:
         """What was found. The ratio is taken above a floor of half an epsilon: below it both are as good as exact."""
         decisions = self.decided + self.first
         counts = decisions.compared, decisions.differ, decisions.excused, self.five.differ, self.five.excused
         if not self.numbers:
             return OutputComparison(self.name, self.dtype, self.shape, None, None, None, None, None, *counts)
-        rmse_reference, rmse_candidate = (
-            float(np.sqrt(squares / self.numbers)) for squares in (self.squares_reference, self.squares_candidate)
-        )
+        rmse_reference, rmse_candidate = self._errors(self.squares)
         floor = 0.5 * EPSILONS.get(self.dtype, 0.0)
-        ratio = max(rmse_candidate, floor) / max(rmse_reference, floor) if floor else None
+        ratio = self._ratio(floor) if floor else None
         errors = rmse_reference, rmse_candidate, ratio, self.max_abs, self.max_rel
         return OutputComparison(self.name, self.dtype, self.shape, *errors, *counts)
 

@@ -109,8 +109,8 @@ def accepted_sizes(signature: Signature, runner: Runner, options: ProbeOptions) 
             limits = [limit]
             break
     if not found:
-        sizes = " ".join(f"--dim {name}=N" for name in dynamic_axes(signature))
-        hint = "--data inputs.npz" if not sizes or len(limits) > 1 else sizes  # integers may have a range of their own
+        flags = " ".join(f"--dim {name}=N" for name in dynamic_axes(signature))
+        hint = "--data inputs.npz" if not flags or len(limits) > 1 else flags  # integers may have a range of their own
         raise NoVerdict(f"no input was found that the model accepts: {refusal}", code="no-size", hint=hint)
     return found, limits[0]
 
