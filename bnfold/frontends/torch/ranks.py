@@ -37,6 +37,9 @@ _KEEPING_NAMES = words(
     "relu relu_ relu6 hardtanh silu gelu sigmoid tanh leaky_relu hardswish dropout contiguous clone detach"
     " max_pool2d avg_pool2d adaptive_avg_pool2d interpolate pad"
 )
+# What makes no float of a whole number: its input has the type of its result.
+_TYPE_KEEPING = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Dropout, nn.MaxPool2d)
+_TYPE_KEEPING_NAMES = words("relu relu_ relu6 hardtanh dropout contiguous clone detach max_pool2d pad")
 _ARITHMETIC = words("add sub rsub mul div truediv")
 _ELEMENTWISE = _ARITHMETIC | words("neg sqrt rsqrt reciprocal")
 _DEMANDED = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
@@ -86,13 +89,17 @@ def enforced_channels(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict
 
 
 def enforced_dtypes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, torch.dtype]:
-    """The dtypes of what a called linear operator reads and makes: those of its weight."""
+    """The dtypes of what a called linear operator reads and makes, those of its weight, and what follows from them."""
     found: dict[fx.Node, torch.dtype] = {}
     for node in graph.nodes:
         call = call_of(node, modules)
         weight = getattr(modules[str(node.target)], "weight", None) if node.op == "call_module" else None
         if call is not None and not is_norm(call) and isinstance(weight, Tensor):
             found |= dict.fromkeys((node, *tensor_arguments(node)[:1]), weight.dtype)
+    for node in reversed(graph.nodes):
+        source = node.args[0] if node.args else None
+        if node in found and isinstance(source, fx.Node) and _keeps_type(node, modules):
+            found.setdefault(source, found[node])
     constants = _constants(graph, modules)
     for node in graph.nodes:
         call = call_of(node, modules)
@@ -139,6 +146,12 @@ def _keeps_rank(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], _KEEPING)
     return node.op in ("call_function", "call_method") and bare_name(node) in _KEEPING_NAMES
+
+
+def _keeps_type(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], _TYPE_KEEPING)
+    return node.op in ("call_function", "call_method") and bare_name(node) in _TYPE_KEEPING_NAMES
 
 
 def _is_product(node: fx.Node, modules: Mapping[str, nn.Module], constants: Mapping[fx.Node, Tensor]) -> bool:
