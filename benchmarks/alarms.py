@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ from zoo import ERROR_RATIO_AT_MOST, HERE, MODELS, Failed, answer, measured, pro
 import bnfold
 from bnfold.dialects import onnx_dialect
 from bnfold.loading import Source, load
-from bnfold.model import Runner
 from bnfold.run import RunOptions
 from bnfold.verification import Side
+from bnfold.verify.draws import Neighbours
 from bnfold.verify.ends import Tuned
 from bnfold.verify.machines import Machine, Subject
 from bnfold.verify.plan import CheckPlan
@@ -68,6 +68,8 @@ class Inputs:
     feeds: tuple[Arrays, ...]
     exact: tuple[Arrays, ...]
     plain: tuple[Arrays, ...]
+    neighbours: Neighbours
+    machines: tuple[Machine, Machine]
 
     @classmethod
     def of(cls, original: Path, seed: int) -> Inputs:
@@ -75,13 +77,10 @@ class Inputs:
         sizes = {axis: BATCH for port in subject.signature.inputs for axis in port.shape or () if isinstance(axis, str)}
         feeds = tuple(feeds_of(subject.signature, sizes, family, seed, 1) for family in FAMILIES)
         run, exactly = Session(original, "DISABLE_ALL"), subject.exact()
-        return cls(original, subject, feeds, tuple(map(exactly, feeds)), tuple(map(run, feeds)))
-
-    def machine(self, prepare: Callable[[], Runner]) -> Machine:
-        return Machine(prepare, self.subject.signature, self.subject.signature)
-
-    def plainly(self) -> Runner:
-        return Session(self.original, "DISABLE_ALL")
+        signature = subject.signature
+        machines = Machine(lambda: exactly, signature, signature), Machine(lambda: run, signature, signature)
+        results = tuple(map(exactly, feeds)), tuple(map(run, feeds))
+        return cls(original, subject, feeds, *results, Neighbours(feeds), machines)
 
     def judged(self, candidate: Path, level: str) -> Row:
         """What L5 says of a candidate if this level were the default."""
@@ -93,7 +92,7 @@ class Inputs:
         assert tuned is not None, "both have optimisations"
         for given, exact, plain in zip(self.feeds, self.exact, self.plain, strict=True):
             tuned.add(given, exact, plain)
-        tuned.draw_again(self.feeds, self.machine(self.subject.exact), self.machine(self.plainly))
+        tuned.draw_again(self.neighbours, *self.machines)
         layer = tuned.layer(None, CheckPlan(), decides=False, strict=False)
         return {"status": str(layer.status), "because": layer.because, "ratio": tuned.after.worst_ratio}
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bnfold.model import Port, Runner, Signature
 from bnfold.verify.check import Subject, check_pair
 from bnfold.verify.compare import moved_by_rounding
-from bnfold.verify.draws import draw_again
+from bnfold.verify.draws import Neighbours, draw_again
 from bnfold.verify.machines import Machine
 from bnfold.verify.meters import EndToEnd
 from bnfold.verify.result import Layer, Status, Verification
@@ -92,7 +92,7 @@ def test_a_mistake_at_one_input_is_not_excused_by_chance_at_another(wrong: float
     for each in feeds:
         results = [one.run(each) for one in (exact, reference, candidate)]
         ends.add(*(result for result in results if result is not None))
-    draw_again(ends, feeds, exact, reference, candidate, 4.0)
+    draw_again(ends, Neighbours(feeds), exact, reference, candidate, 4.0)
     assert ends.meters["y"].typical.keys() == typical
     assert (ends.worst_ratio or 0.0) > 4.0 if wrong else ends.worst_ratio == pytest.approx(1.0, rel=0.2)
 

@@ -26,70 +26,84 @@ DRAWS = (16, 64)
 CLEAR = 4.0
 """What is beyond the limit by this factor after the first draws is not chance."""
 
+MOST_BYTES = 1 << 20
+"""Of the results of one input in float64. They are held for every draw; of larger ones the pooled ratio has many
+numbers, and stands."""
+
 
 def draw_again(
-    ends: EndToEnd, feeds: Sequence[Arrays], exact: Machine, reference: Machine, candidate: Machine, limit: float
+    ends: EndToEnd, neighbours: Neighbours, exact: Machine, reference: Machine, candidate: Machine, limit: float
 ) -> None:
     """Where the ratio of an output is beyond the limit, judge the inputs that make it so by what is typical near them,
-    if that is within it; one that is wrong typically lets the ratio stand.
-
-    `feeds` are the inputs that `ends` has taken in, in order.
-    """
-    known: dict[int, _Drawn] = {}
+    if that is within it; one that is wrong typically lets the ratio stand."""
     for name, meter in ends.meters.items():
         while not meter.mismatch and (meter.result().ratio or 0.0) > limit and (index := meter.furthest) is not None:
-            if index not in known:
-                known[index] = _Drawn(feeds[index], exact, reference, candidate)
-            typical = known[index].within(name, limit)
+            typical = neighbours.at(index).within(name, limit, exact, reference, candidate)
             if typical is None:
                 meter.typical.clear()
                 break
             meter.typical[index] = typical
 
 
-class _Drawn:
-    """An input and others that are one rounding away, and what three machines make of each."""
+class Neighbours:
+    """What lies around the inputs that were compared, in their order; worked out when it is asked for, and once."""
 
-    def __init__(self, feeds: Arrays, *machines: Machine) -> None:
+    def __init__(self, feeds: Sequence[Arrays]) -> None:
+        self._feeds = feeds
+        self._known: dict[int, _Near] = {}
+
+    def at(self, index: int) -> _Near:
+        """Around the input of this number."""
+        if index not in self._known:
+            self._known[index] = _Near(self._feeds[index])
+        return self._known[index]
+
+
+class _Near:
+    """An input and others that are one rounding away, and what machines make of each."""
+
+    def __init__(self, feeds: Arrays) -> None:
         self._source = moved_by_rounding(feeds, range(sum(DRAWS)), widened=False)
-        self._near, self._machines = [feeds], machines
-        self._results: tuple[list[Arrays], ...] = tuple([] for _ in machines)
+        self._inputs = [feeds]
+        self._results: dict[Machine, list[Arrays]] = {}
 
-    def within(self, name: str, limit: float) -> Typical | None:
+    def within(self, name: str, limit: float, exact: Machine, reference: Machine, candidate: Machine) -> Typical | None:
         """What is typical of an output, if it is within the limit. The truth near the first input is only worked out
         where that of the first does not decide: both models move with it."""
-        for count in DRAWS:
-            self._near += islice(self._source, count)
-            if len(self._near) == 1 or not (self._run(0, 1) and self._run(1) and self._run(2)):
+        first = self._run(exact, 1)
+        if not first or sum(value.nbytes for value in first[0].values()) > MOST_BYTES:
+            return None
+        for most in (1 + DRAWS[0], 1 + sum(DRAWS)):
+            self._inputs += islice(self._source, max(most - len(self._inputs), 0))
+            before, after = self._run(reference, most), self._run(candidate, most)
+            if before is None or after is None or len(before) == 1:
                 return None
-            roughly = self._typical(name, [self._results[0][0]] * len(self._near))
+            roughly = _typical(name, first * len(before), before, after)
             if roughly.ratio > limit * CLEAR:
                 return None
-            if (
-                roughly.ratio <= limit
-                and self._run(0)
-                and (found := self._typical(name, self._results[0])).ratio <= limit
-            ):
+            truths = self._run(exact, most) if roughly.ratio <= limit else None
+            if truths and (found := _typical(name, truths, before, after)).ratio <= limit:
                 return found
         return None
 
-    def _run(self, which: int, most: int | None = None) -> bool:
-        """Let a machine run what it has not run yet, or the first of them; whether all of it ran."""
-        results = self._results[which]
-        for feeds in self._near[len(results) : most]:
-            if (found := self._machines[which].run(feeds)) is None:
-                return False
+    def _run(self, machine: Machine, most: int) -> list[Arrays] | None:
+        """What it makes of the first inputs, so many at most; None where it does not run one of them."""
+        results = self._results.setdefault(machine, [])
+        for feeds in self._inputs[len(results) : most]:
+            if (found := machine.run(feeds)) is None:
+                return None
             results.append(found)
-        return True
+        return results[:most]
 
-    def _typical(self, name: str, truths: Sequence[Arrays]) -> Typical:
-        before, after = (
-            np.array([_error(truth[name], found[name]) for truth, found in zip(truths, results, strict=True)])
-            for results in self._results[1:]
-        )
-        if not np.isfinite(before).all():
-            return Typical(float("inf"), len(self._near), float("inf"))
-        return Typical(float(np.median(np.divide.outer(after, before))), len(self._near), float(before.max()))
+
+def _typical(name: str, truths: Sequence[Arrays], *results: Sequence[Arrays]) -> Typical:
+    before, after = (
+        np.array([_error(truth[name], found[name]) for truth, found in zip(truths, each, strict=True)])
+        for each in results
+    )
+    if not np.isfinite(before).all():
+        return Typical(float("inf"), len(truths), float("inf"))
+    return Typical(float(np.median(np.divide.outer(after, before))), len(truths), float(before.max()))
 
 
 def _error(truth: NDArray[Any], found: NDArray[Any]) -> float:

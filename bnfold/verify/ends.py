@@ -6,14 +6,14 @@ takes the same measure of both models with those on: what goes wrong only then i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bnfold.verify.compare import Arrays
-from bnfold.verify.draws import draw_again
+from bnfold.verify.draws import Neighbours, draw_again
 from bnfold.verify.machines import Machine, Subject
 from bnfold.verify.meters import EndToEnd, Meter, Tolerance, loose_axes
 from bnfold.verify.plan import RATIO_LIMIT, RATIO_WARNING, CheckPlan
@@ -108,14 +108,14 @@ class Tuned:
         if first is not None and second is not None:
             self.between.add(exact, first, second)
 
-    def draw_again(self, feeds: Sequence[Arrays], exact: Machine, plain: Machine) -> None:
+    def draw_again(self, neighbours: Neighbours, exact: Machine, plain: Machine) -> None:
         """Look whether what is complained of is chance; `plain` is the original with the optimisations off."""
         for ends, first, second in (
             (self.before, plain, self.reference),
             (self.after, plain, self.candidate),
             (self.between, self.reference, self.candidate),
         ):
-            draw_again(ends, feeds, exact, first, second, RATIO_LIMIT)
+            draw_again(ends, neighbours, exact, first, second, RATIO_LIMIT)
 
     def layer(self, plain: Complaint | None, plan: CheckPlan, decides: bool, strict: bool) -> Layer:
         """L5; `plain` is what L4 complains of, with optimisations off."""

@@ -16,7 +16,7 @@ from bnfold.errors import NoVerdict
 from bnfold.model import Arrays, Runner
 from bnfold.verify.budget import too_large
 from bnfold.verify.compare import Semantics, has_finite, moved_by_rounding
-from bnfold.verify.draws import draw_again
+from bnfold.verify.draws import Neighbours, draw_again
 from bnfold.verify.ends import Tuned, agreement, ratio_layer, worst_complaint
 from bnfold.verify.inputs import Probe, with_inputs
 from bnfold.verify.machines import Machine, Subject, narrowed, release
@@ -139,16 +139,16 @@ class Execution:
             if before is not None and after is not None:
                 self.ends.add(truth, before, after)
                 plain.append((probe, truth, before))
-        feeds = [probe.feeds for probe, *_ in plain]
+        neighbours = Neighbours([probe.feeds for probe, *_ in plain])
         judged = not (self.decides or self.plan.tolerance)
         if judged:
-            draw_again(self.ends, feeds, self.exact, self.actual, self.candidate, RATIO_LIMIT)
+            draw_again(self.ends, neighbours, self.exact, self.actual, self.candidate, RATIO_LIMIT)
         release(self.exact, self.actual, self.candidate)
         if self.tuned is not None and "L5" not in self.too_large:
             for probe, truth, before in plain:
                 self.tuned.add(probe.feeds, truth, before)
             if judged:
-                self.tuned.draw_again(feeds, self.exact, self.actual)
+                self.tuned.draw_again(neighbours, self.exact, self.actual)
             release(self.exact, self.actual, self.tuned.reference, self.tuned.candidate)
 
     @property

@@ -42,7 +42,7 @@ class Subject:
     stored: StoredSize = NOTHING_STORED
 
 
-@dataclass
+@dataclass(eq=False)
 class Machine:
     """One way to execute one model: prepared at the first run, and never again after a refusal.
 
