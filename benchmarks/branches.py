@@ -42,6 +42,7 @@ MERGING = (
     "levit_128s",
 )
 TIMED = ("mobileone_s0", "repvgg_a0")
+TOOLS = [*(peer for peer in PEERS if peer != "onnxruntime"), "bnfold, merge never", "bnfold"]
 THREADS = (1, 2)
 # Convolutions, exactly, and nodes, at most, behind bnfold in either dialect; no batch norm and no branch sum is left.
 LIMITS = {"repvgg_a0": (22, 47), "mobileone_s0": (43, 89)}
@@ -168,17 +169,13 @@ def label(tool: str, exporter: str) -> str:
     return f"`{exporter}` | {tool}"
 
 
-def contenders(
-    name: str, cache: Path, folder: Path, tools: Sequence[str] | None = None
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files to measure by their labels, torch's default export first, and the tools that failed; only of `tools`,
-    if there are any."""
+def contenders(name: str, cache: Path, folder: Path, tools: Sequence[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files to measure by their labels, torch's default export first, and the tools that failed."""
     exports = {DEFAULT: cache / f"{name}.default.onnx", PLAIN: cache / f"{name}.onnx"}
     files = {label("as exported", exporter): path for exporter, path in exports.items()}
     failures = {}
-    offline = [peer for peer in PEERS if peer != "onnxruntime"]
     for number, (exporter, source) in enumerate(exports.items()):
-        for tool in (each for each in (*offline, "bnfold, merge never", "bnfold") if tools is None or each in tools):
+        for tool in tools:
             target = folder / f"{number}.{tool.replace(', ', '.').replace(' ', '.')}.onnx"
             try:
                 process(HERE / "peers.py", "run", tool, source, target)
@@ -340,7 +337,7 @@ def command(part: str, options: argparse.Namespace) -> str:
     words += [] if part == "trained" else ["--cache zoo"]
     words += [f"--part {part}"]
     words += [f"--models {' '.join(options.models)}"] if options.models else []
-    words += [f"--tools {shlex.join(options.tools)}"] if options.tools else []
+    words += [f"--tools {shlex.join(options.tools)}"] if options.tools != TOOLS else []
     if part in ("latency", "trained"):
         words += [f"--repetitions {options.repetitions}", f"--seconds {options.seconds:g}"]
     return " ".join(words)
@@ -356,7 +353,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--cache", type=Path, help="where built networks are kept; none: a folder that is deleted")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="instead of those of the part")
-    parser.add_argument("--tools", nargs="*", metavar="TOOL", help="instead of all, beside the exports (latency)")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS, help="of latency, beside the exports")
     parser.add_argument("--repetitions", type=int, default=12, help="of latency")
     parser.add_argument("--seconds", type=float, default=1.0, help="that one process runs one file")
     parser.add_argument("--doc", type=Path, help="replace the sections of these parts in this file")

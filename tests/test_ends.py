@@ -135,7 +135,7 @@ def test_what_belongs_to_one_detection_stays_together(candidate: Arrays, differ:
     ends.add(exact, reference, candidate)
     moved = differ or list(candidate["labels"]) != [0, 1, 2]
     assert [meter.decided.differ for meter in ends.meters.values()] == [differ] * 3
-    assert all((meter.numbers == 0) is bool(moved) for meter in ends.meters.values() if meter.name != "labels")
+    assert all((meter.squares == {}) is bool(moved) for meter in ends.meters.values() if meter.name != "labels")
 
 
 Function = Callable[[Array], Array]

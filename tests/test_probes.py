@@ -158,14 +158,14 @@ def test_no_accepted_size_is_no_verdict_with_the_reason_and_the_flag() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(NoVerdict, match="rank"):
         make_probes(signature(Port("x", "float32", None)), accepts_anything, ProbeOptions())
+    with pytest.raises(NoVerdict, match="string"):
+        make_probes(signature(Port("x", "string", (1,))), accepts_anything, ProbeOptions())
 
 
 def test_where_no_integer_is_accepted_the_values_are_asked_for() -> None:
     with pytest.raises(NoVerdict, match="got") as caught:
         make_probes(signature(Port("ids", "int64", ("batch", 4))), accepts(ids=(0, 0)), ProbeOptions())
     assert caught.value.hint == "--data inputs.npz"
-    with pytest.raises(NoVerdict, match="string"):
-        make_probes(signature(Port("x", "string", (1,))), accepts_anything, ProbeOptions())
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

@@ -9,16 +9,15 @@ every draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bnfold.verify.compare import Arrays, moved_by_rounding, pattern
+from bnfold.verify.compare import Arrays, moved_by_rounding
 from bnfold.verify.machines import Machine
-from bnfold.verify.meters import EPSILONS, EndToEnd, Typical
+from bnfold.verify.meters import EndToEnd, Meter, Typical
 
 DRAWS = (16, 64)
 """So many, beside the input itself, and so many more where these few do not settle it."""
@@ -97,21 +96,21 @@ class _Near:
 
 
 def _typical(name: str, truths: Sequence[Arrays], *results: Sequence[Arrays]) -> Typical:
-    before, after = (
-        np.array([_error(truth[name], found[name]) for truth, found in zip(truths, each, strict=True)])
-        for each in results
-    )
+    draws = [_errors(name, *each) for each in zip(truths, *results, strict=True)]
+    before, after = np.transpose(draws)
     if not np.isfinite(before).all():
-        return Typical(float("inf"), len(truths), float("inf"))
-    return Typical(float(np.median(np.divide.outer(after, before))), len(truths), float(before.max()))
+        return Typical(math.inf, math.inf)
+    return Typical(float(np.median(np.divide.outer(after, before))), float(before.max()))
 
 
-def _error(truth: NDArray[Any], found: NDArray[Any]) -> float:
-    """The root mean square of a draw's errors, relative to that of the values, and at least half an epsilon."""
-    value = found.astype(np.float64)
-    if value.shape != truth.shape or not np.array_equal(pattern(value), pattern(truth)):
-        return float("inf")
-    finite = np.isfinite(truth)
-    scale = float(np.sqrt(np.mean(truth[finite] ** 2))) if finite.any() else 0.0
-    gap = float(np.sqrt(np.mean((value - truth)[finite] ** 2))) if finite.any() else 0.0
-    return max(gap / (scale or 1.0), 0.5 * EPSILONS.get(found.dtype.name, 0.0))
+def _errors(name: str, truth: Arrays, reference: Arrays, candidate: Arrays) -> tuple[float, float]:
+    """How far one draw of each is from float64: infinite for a candidate that no error explains, both where nothing
+    could be compared."""
+    meter = Meter(name)
+    meter.add(truth[name], reference[name], candidate[name])
+    found = meter.result()
+    if meter.mismatch:
+        return meter.floor, math.inf
+    if found.rmse_reference is None or found.rmse_candidate is None:
+        return math.inf, math.inf
+    return max(found.rmse_reference, meter.floor), max(found.rmse_candidate, meter.floor)

@@ -31,11 +31,10 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Typical:
-    """The typical ratio of errors over so many inputs that are one rounding apart, and how far rounding moved the
-    reference at most, relative to the size of its values."""
+    """The typical ratio of errors over inputs that are one rounding apart, and how far rounding moved the reference at
+    most, relative to the size of its values."""
 
     ratio: float
-    draws: int
     moved: float
 
 
@@ -52,7 +51,6 @@ class Meter:
     tolerance: Tolerance | None = None
     dtype: str = ""
     shape: tuple[int, ...] = ()
-    numbers: int = 0
     squares: dict[int, tuple[int, float, float]] = field(default_factory=dict)
     max_abs: float = 0.0
     max_rel: float = 0.0
@@ -94,7 +92,6 @@ class Meter:
         truth, before, after = exact[finite], reference[finite], candidate[finite]
         scale = float(np.sqrt(np.mean(truth**2))) or 1.0
         gap = np.abs(after - before)
-        self.numbers += truth.size
         one, other = (float(np.sum(((value - truth) / scale) ** 2)) for value in (before, after))
         self.squares[self.inputs - 1] = truth.size, one, other
         self.max_abs = max(self.max_abs, float(gap.max()))
@@ -113,7 +110,7 @@ class Meter:
 
     @property
     def compared(self) -> bool:
-        return self.numbers > 0 or self.decided.compared > 0
+        return bool(self.squares) or self.decided.compared > 0
 
     @property
     def furthest(self) -> int | None:
@@ -126,22 +123,26 @@ class Meter:
         counts, before, after = zip(*(self.squares[index] for index in inputs), strict=True)
         return math.sqrt(sum(before) / sum(counts)), math.sqrt(sum(after) / sum(counts))
 
-    def _ratio(self, floor: float) -> float:
+    @property
+    def floor(self) -> float:
+        """Half an epsilon: an error below it is as good as none."""
+        return 0.5 * EPSILONS.get(self.dtype, 0.0)
+
+    def _ratio(self) -> float:
         ratios = [found.ratio for found in self.typical.values()]
         if left := self.squares.keys() - self.typical.keys():
-            before, after = self._errors(left)
-            ratios.append(max(after, floor) / max(before, floor))
+            before, after = (max(error, self.floor) for error in self._errors(left))
+            ratios.append(after / before)
         return max(ratios)
 
     def result(self) -> OutputComparison:
-        """What was found. The ratio is taken above a floor of half an epsilon: below it both are as good as exact."""
+        """What was found. The ratio is taken above the floor."""
         decisions = self.decided + self.first
         counts = decisions.compared, decisions.differ, decisions.excused, self.five.differ, self.five.excused
-        if not self.numbers:
+        if not self.squares:
             return OutputComparison(self.name, self.dtype, self.shape, None, None, None, None, None, *counts)
         rmse_reference, rmse_candidate = self._errors(self.squares)
-        floor = 0.5 * EPSILONS.get(self.dtype, 0.0)
-        ratio = self._ratio(floor) if floor else None
+        ratio = self._ratio() if self.floor else None
         errors = rmse_reference, rmse_candidate, ratio, self.max_abs, self.max_rel
         return OutputComparison(self.name, self.dtype, self.shape, *errors, *counts)
 

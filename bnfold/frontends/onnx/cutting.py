@@ -85,7 +85,7 @@ class Cutting:
         if value not in self._hashes:
             tensor = _constant(value, sizes)
             assert tensor is not None, "what is not an input of a step is stored or a size"
-            shape = [int(size) for size in tensor.shape.numpy()]
+            shape = list(walking.sizes(tensor))
             self._hashes[value] = f"{tensor.dtype.name}{shape}{hashlib.sha256(tensor.tobytes()).hexdigest()}"
         return self._hashes[value]
 
@@ -189,7 +189,7 @@ def _terms(node: ir.Node) -> int:
     weight, rest = stored[index], stored[2:]
     if weight is None or stored[1 - index] is not None or None in rest:
         return 0
-    shape = [int(size) for size in weight.shape.numpy()]
+    shape = walking.sizes(weight)
     if node.op_type == "MatMul":
         return shape[-1] if index == 0 else shape[-2] if len(shape) > 1 else 0
     if node.op_type == "Gemm":

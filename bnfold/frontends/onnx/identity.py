@@ -33,21 +33,11 @@ def identity(model: ir.Model) -> list[str]:
 
 
 def annotate(model: ir.Model, report: FoldReport) -> ir.Model:
-    """A model of the same graph whose metadata says, under `bnfold.folded`, which affine went into which operators
-    (JSON)."""
+    """A clone whose metadata says, under `bnfold.folded`, which affine went into which operators (JSON)."""
+    noted = model.clone()
     folded = {o.site.name: [site.name for site in o.into] for o in report.outcomes if o.folded}
-    return ir.Model(
-        model.graph,
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-        functions=list(model.functions.values()),
-        metadata_props={**model.metadata_props, NOTE: json.dumps(folded)},
-        device_configurations=model.device_configurations,
-    )
+    noted.metadata_props[NOTE] = json.dumps(folded)
+    return noted
 
 
 def decides(model: ir.Model) -> bool:

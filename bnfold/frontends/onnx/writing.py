@@ -117,7 +117,7 @@ def _head(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
         whole: bytes = proto.SerializeToString(deterministic=True)
         return whole
     proto.ClearField("raw_data")
-    proto.dims[:] = [int(size) for size in tensor.shape.numpy()]
+    proto.dims[:] = walking.sizes(tensor)
     proto.data_type = tensor.dtype.value
     head: bytes = proto.SerializeToString(deterministic=True)
     return head + _begins(_RAW_DATA, tensor.nbytes)

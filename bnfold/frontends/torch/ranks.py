@@ -15,31 +15,25 @@ from bnfold.frontends.torch.aliasing import bare_name
 from bnfold.frontends.torch.calls import call_of, tensor_arguments, words
 from bnfold.frontends.torch.lenses import is_norm
 
+# What makes no float of a whole number: its input has the type of its result.
+_TYPE_KEEPING = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Dropout, nn.MaxPool2d)
+_TYPE_KEEPING_NAMES = words("relu relu_ relu6 hardtanh dropout contiguous clone detach max_pool2d pad")
 _KEEPING = (
-    nn.ReLU,
-    nn.ReLU6,
+    *_TYPE_KEEPING,
     nn.LeakyReLU,
     nn.SiLU,
     nn.GELU,
     nn.Sigmoid,
     nn.Tanh,
     nn.Hardswish,
-    nn.Hardtanh,
     nn.ELU,
     nn.Mish,
-    nn.Identity,
-    nn.Dropout,
-    nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
 )
-_KEEPING_NAMES = words(
-    "relu relu_ relu6 hardtanh silu gelu sigmoid tanh leaky_relu hardswish dropout contiguous clone detach"
-    " max_pool2d avg_pool2d adaptive_avg_pool2d interpolate pad"
+_KEEPING_NAMES = _TYPE_KEEPING_NAMES | words(
+    "silu gelu sigmoid tanh leaky_relu hardswish avg_pool2d adaptive_avg_pool2d interpolate"
 )
-# What makes no float of a whole number: its input has the type of its result.
-_TYPE_KEEPING = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Dropout, nn.MaxPool2d)
-_TYPE_KEEPING_NAMES = words("relu relu_ relu6 hardtanh dropout contiguous clone detach max_pool2d pad")
 _ARITHMETIC = words("add sub rsub mul div truediv")
 _ELEMENTWISE = _ARITHMETIC | words("neg sqrt rsqrt reciprocal")
 _DEMANDED = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
