@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 
 from bnfold.algebra import Array
 from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.computing import ARITHMETIC, COMPUTED, Arrays, compute
 from bnfold.frontends.onnx.inferred import SMALL, Inferred, Known, Types, Unknown
 from bnfold.frontends.onnx.rounding import rounded
 from bnfold.graph import Reason
-
-Arrays = Sequence[NDArray[Any]]
-Size = Callable[[ir.Node, Arrays], int]
 
 MAX_DEPTH = 64
 FREE_ELEMENTS = 1 << 20
@@ -53,62 +51,15 @@ class Constant:
         return prod(self.shape)
 
 
-def _broadcast(node: ir.Node, inputs: Arrays) -> int:
-    return prod(np.broadcast_shapes(*(array.shape for array in inputs)))
-
-
-def _first(node: ir.Node, inputs: Arrays) -> int:
-    return inputs[0].size
-
-
-def _total(node: ir.Node, inputs: Arrays) -> int:
-    return sum(array.size for array in inputs)
-
-
-def _rank(node: ir.Node, inputs: Arrays) -> int:
-    return max(1, inputs[0].ndim)
-
-
-def _expanded(node: ir.Node, inputs: Arrays) -> int:
-    return prod(np.broadcast_shapes(inputs[0].shape, tuple(int(size) for size in inputs[1])))
-
-
-def _filled(node: ir.Node, inputs: Arrays) -> int:
-    return prod(int(size) for size in inputs[0])
-
-
-def _tiled(node: ir.Node, inputs: Arrays) -> int:
-    return prod((inputs[0].size, *(int(times) for times in inputs[1])))
-
-
-def _gathered(node: ir.Node, inputs: Arrays) -> int:
-    return inputs[0].size * max(1, inputs[1].size)
-
-
-MOVES: dict[str, Size] = {
-    **dict.fromkeys(("Identity", "Cast", "CastLike", "Reshape", "Transpose"), _first),
-    **dict.fromkeys(("Squeeze", "Unsqueeze", "Flatten", "Slice"), _first),
-    **dict.fromkeys(("Shape", "Size"), _rank),
-    "Concat": _total,
-    "Gather": _gathered,
-    "Expand": _expanded,
-    "ConstantOfShape": _filled,
-    "Tile": _tiled,
-    "Where": _broadcast,
-}
-ARITHMETIC: dict[str, Size] = {
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"), _broadcast),
-    **dict.fromkeys(("Sqrt", "Reciprocal", "Neg", "Abs", "Exp", "Log"), _first),
-    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceProd", "ReduceL2", "ReduceSumSquare"), _first),
-}
-COMPUTED = MOVES | ARITHMETIC
-
-
 class Constants:
-    """Answers, for any value of the model, whether it is constant. Answers are kept."""
+    """Answers, for any value of the model, whether it is constant. Answers are kept.
 
-    def __init__(self, model: ir.Model, inferred: Types | None = None) -> None:
+    `largest` is the number of elements above which nothing is computed from a value.
+    """
+
+    def __init__(self, model: ir.Model, inferred: Types | None = None, largest: float = inf) -> None:
         self.inferred = inferred or known_types(model)
+        self._largest = largest
         self._model = model
         self._versions = walking.opset(model)
         self._known: dict[ir.Value, Constant | None] = {}
@@ -161,12 +112,12 @@ class Constants:
         read = node.inputs[:1] if like else node.inputs
         inputs = [self._of(value, depth) for value in read if value is not None]
         dtype = self._dtype(node, inputs, depth)
-        if dtype is None or any(known is None for known in inputs):
+        if dtype is None or any(known is None or known.size > self._largest for known in inputs):
             return None
         constants = [constant for constant in inputs if constant is not None]
         try:
             result = self._evaluate(node, [_wide(constant) for constant in constants], dtype)
-        except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
+        except (ValueError, TypeError, LookupError, RuntimeError, NotImplementedError):
             return None  # what cannot be computed now fails in the same way when the model runs
         if result is None:
             return None
@@ -193,15 +144,7 @@ class Constants:
         if self._spent + size > self._budget:
             return None
         self._spent += size
-        with np.errstate(all="ignore"):
-            if node.op_type in ("Cast", "CastLike"):
-                return inputs[0].astype(_wide_type(dtype))
-            if node.op_type == "Expand":
-                sizes = tuple(int(length) for length in inputs[1])
-                return np.array(np.broadcast_to(inputs[0], np.broadcast_shapes(inputs[0].shape, sizes)))
-            if node.op_type == "ConstantOfShape":
-                return _fill(node, tuple(int(length) for length in inputs[0]), dtype)
-            return np.asarray(_reference(node, self._versions.get(node, walking.model_opset(self._model)), inputs))
+        return compute(node, self._versions.get(node, walking.model_opset(self._model)), inputs, dtype)
 
     @cached_property
     def _budget(self) -> int:
@@ -212,10 +155,10 @@ def known_types(model: ir.Model, *, single: bool = False) -> Inferred:
     """Types inferred with the help of the integers that the model computes from constants: shapes, axes, pads; with
     `single`, at batch 1. The sizes of values are among these constants where those that need no value leave something
     open."""
-    stored = Inferred(model, _integers(Constants(model, Unknown())), single=single)
+    stored = Inferred(model, _integers(Constants(model, Unknown(), SMALL)), single=single)
     if not any(walking.is_standard(node, "Shape", "CastLike") for node in walking.nodes(model)):
         return stored
-    return Inferred(model, _integers(Constants(model, stored)), stored, single=single)
+    return Inferred(model, _integers(Constants(model, stored, SMALL)), stored, single=single)
 
 
 def _integers(constants: Constants) -> Known:
@@ -272,20 +215,3 @@ def _rounds(node: ir.Node, result: NDArray[Any], dtype: ir.DataType) -> bool:
 
 def _wide(constant: Constant) -> NDArray[Any]:
     return constant.array() if constant.dtype in walking.FLOATS else np.asarray(constant.load())
-
-
-def _wide_type(dtype: ir.DataType) -> Any:
-    return np.float64 if dtype in walking.FLOATS else dtype.numpy()
-
-
-def _fill(node: ir.Node, shape: tuple[int, ...], dtype: ir.DataType) -> NDArray[Any]:
-    value = node.attributes.get("value")
-    number = value.as_tensor().numpy().reshape(-1)[0] if value else 0
-    return np.full(shape, number).astype(_wide_type(dtype))
-
-
-def _reference(node: ir.Node, version: int, inputs: Arrays) -> Any:
-    from onnx.reference.ops import load_op  # 0.1 s, needed only where something is computed
-
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    return load_op("", node.op_type, version).eval(*inputs, **attributes)

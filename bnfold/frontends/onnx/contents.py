@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from bnfold.evidence import Contents, Held, Move, Operation, Read, Wire
 from bnfold.frontends.onnx import walking
-from bnfold.frontends.onnx.constants import COMPUTED, constant_tensor, known_types
+from bnfold.frontends.onnx.computing import COMPUTED
+from bnfold.frontends.onnx.constants import constant_tensor, known_types
 
 WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm")
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredOperands, StoredWindow
 from bnfold.frontends.onnx import walking
-from bnfold.frontends.onnx.constants import COMPUTED, MAX_DEPTH, constant_tensor, known_types
+from bnfold.frontends.onnx.computing import COMPUTED
+from bnfold.frontends.onnx.constants import MAX_DEPTH, constant_tensor, known_types
 
 Stored = NDArray[Any]
 

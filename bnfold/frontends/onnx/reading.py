@@ -5,10 +5,11 @@ Nothing is read from outside the folder of the file, and large tensors stay wher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.checker
 import onnx.defs
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bnfold.errors import EnvironmentFailure, Rejected
 from bnfold.frontends.onnx.walking import STANDARD_DOMAINS
+from bnfold.frontends.onnx.wire import varint, without_numbers
 
 OPAQUE = "bnfold.opaque"
 INVALID = "invalid-model"
@@ -38,29 +40,39 @@ def read(path: Path) -> ir.Model:
     Raises `Rejected` (codes `not-found`, `is-directory`, `empty-file`, `truncated`, `not-onnx`, `too-large`,
     `invalid-model`, `unsupported-model`, `external-data`) and `EnvironmentFailure` (`unreadable`).
     """
-    proto = _parse(_bytes(path), path.name)
+    small, numbers = without_numbers(_bytes(path))
+    proto = _parse(small, path.name)
     _check_external(proto, path)
-    return from_proto(proto, path)
+    model = _model(proto, path.name, numbers)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    for function in model.functions.values():
+        ir.external_data.set_base_dir(function.graph, path.parent)
+    return model
 
 
 def from_bytes(data: bytes, name: str = "the model") -> ir.Model:
     """The model of a serialised `ModelProto` without external data."""
-    return from_proto(_parse(data, name))
+    small, numbers = without_numbers(data)
+    return _model(_parse(small, name), name, numbers)
 
 
-def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> ir.Model:
-    """The model of a proto, which must not change afterwards: its tensors are shared. `path` is the file it is from."""
-    name = path.name if path else "the model"
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """The model of a proto, which must not change afterwards: its tensors are shared."""
+    return _model(proto, "the model", {})
+
+
+def _model(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview]) -> ir.Model:
+    """The model of a proto; `numbers` are those of initializers that it holds without them, by position."""
     _refuse_unsupported(proto, name)
-    _check(proto, name)
+    apart = _kept_apart(proto, numbers)
+    _check(proto, name, apart)
     try:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
         raise Rejected(f"{name} cannot be represented: {_first_line(error)}", code="unsupported-model") from error
-    if path is not None:
-        ir.external_data.set_base_dir(model.graph, path.parent)
-        for function in model.functions.values():
-            ir.external_data.set_base_dir(function.graph, path.parent)
+    for index, own in apart.items():
+        tensor = proto.graph.initializer[index]
+        model.graph.initializers[tensor.name].const_value = _over(tensor, own)
     _forget_derived_types(model, proto)
     return model
 
@@ -103,26 +115,18 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
 def _ends_early(data: bytes) -> bool:
     """Whether the bytes begin as the fields of a ModelProto and then stop inside one."""
     fields, position = onnx.ModelProto.DESCRIPTOR.fields_by_number, 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        field = fields.get(tag >> 3)
-        if field is None or tag & 7 != (0 if field.cpp_type == field.CPPTYPE_INT64 else 2):
-            return False
-        number, position = _varint(data, position)
-        if tag & 7 == 2:
-            position += number
+    try:
+        while position < len(data):
+            tag, position = varint(data, position)
+            field = fields.get(tag >> 3)
+            if field is None or tag & 7 != (0 if field.cpp_type == field.CPPTYPE_INT64 else 2):
+                return False
+            number, position = varint(data, position)
+            if tag & 7 == 2:
+                position += number
+    except ValueError:
+        return True
     return position > len(data)
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, and where it ends; one past the end of the data if it does not."""
-    number = shift = 0
-    while position < len(data) and shift < 70:
-        byte = data[position]
-        number, shift, position = number | (byte & 127) << shift, shift + 7, position + 1
-        if byte < 128:
-            return number, position
-    return number, len(data) + 1
 
 
 def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -190,9 +194,31 @@ def _refuse_unsupported(proto: onnx.ModelProto, name: str) -> None:
             raise Rejected(f"{name} holds {what}, which bnfold does not carry over", code="unsupported-model")
 
 
-def _check(proto: onnx.ModelProto, name: str) -> None:
-    for tensor in _tensors(proto):
-        if not _is_complete(tensor):
+def _kept_apart(proto: onnx.ModelProto, numbers: Mapping[int, memoryview]) -> dict[int, memoryview]:
+    """The numbers that need not be in the proto; those of tensors that are not plain arrays are put back."""
+    apart = {}
+    for index, own in numbers.items():
+        tensor = proto.graph.initializer[index]
+        if _nbytes(tensor) is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.raw_data = own.tobytes()
+        else:
+            apart[index] = own
+    return apart
+
+
+def _over(tensor: onnx.TensorProto, numbers: memoryview) -> ir.TensorProtocol:
+    """A tensor over numbers that lie elsewhere."""
+    dtype = ir.DataType(tensor.data_type)
+    array = np.frombuffer(numbers, dtype.numpy()).reshape(tuple(tensor.dims))
+    found = ir.Tensor(array, dtype=dtype, name=tensor.name, doc_string=tensor.doc_string or None)
+    found.metadata_props.update((entry.key, entry.value) for entry in tensor.metadata_props)
+    return found
+
+
+def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview]) -> None:
+    for index, tensor in enumerate(_tensors(proto)):
+        complete = len(numbers[index]) == _nbytes(tensor) if index in numbers else _is_complete(tensor)
+        if not complete:
             raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has too little or too much data", code=INVALID)
     try:
         onnx.checker.check_model(outline(proto))

@@ -14,12 +14,9 @@ import onnx_ir as ir
 
 from bnfold.errors import Rejected
 from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.wire import GRAPH, INITIALIZER, LARGE_BYTES, RAW_DATA, begins
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
-_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
-_INITIALIZER, _RAW_DATA = onnx.GraphProto.INITIALIZER_FIELD_NUMBER, onnx.TensorProto.RAW_DATA_FIELD_NUMBER
-STREAMED_BYTES = 1 << 16
-"""Tensors of so many bytes are written without being copied together first."""
 INLINE_BYTES = 256
 """Tensors that are no larger stay in the model where others go to a file beside it."""
 
@@ -79,9 +76,9 @@ def _write_streamed(model: ir.Model, file: BinaryIO) -> None:
         len(head) + (large[tensor.name].nbytes if tensor.name in large else 0)
         for tensor, head in zip(tensors, heads, strict=True)
     ]
-    begins = [_begins(_INITIALIZER, size) for size in sizes]
-    file.write(_begins(_GRAPH, len(graph) + sum(map(len, begins)) + sum(sizes)) + graph)
-    for tensor, head, begin in zip(tensors, heads, begins, strict=True):
+    opened = [begins(INITIALIZER, size) for size in sizes]
+    file.write(begins(GRAPH, len(graph) + sum(map(len, opened)) + sum(sizes)) + graph)
+    for tensor, head, begin in zip(tensors, heads, opened, strict=True):
         file.write(begin + head)
         if tensor.name in large:
             file.write(large[tensor.name].tobytes())
@@ -108,7 +105,7 @@ def _empty(value: ir.Value, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _is_streamed(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes >= STREAMED_BYTES
+    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes >= LARGE_BYTES
 
 
 def _head(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
@@ -120,20 +117,7 @@ def _head(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
     proto.dims[:] = walking.sizes(tensor)
     proto.data_type = tensor.dtype.value
     head: bytes = proto.SerializeToString(deterministic=True)
-    return head + _begins(_RAW_DATA, tensor.nbytes)
-
-
-def _begins(field: int, size: int) -> bytes:
-    """The key and the length in front of a field of so many bytes (https://protobuf.dev/programming-guides/encoding)."""
-    return _varint(field << 3 | 2) + _varint(size)
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number >= 128:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
+    return head + begins(RAW_DATA, tensor.nbytes)
 
 
 def _small_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
