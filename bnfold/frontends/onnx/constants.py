@@ -122,7 +122,12 @@ class Constants:
         if result is None:
             return None
         exact = not _rounds(node, result, dtype) and all(constant.exact for constant in constants)
-        return Constant(result.shape, dtype, lambda: result, exact)
+        if result.size <= SMALL or any(value is None or self._stored(value) is None for value in read):
+            return Constant(result.shape, dtype, lambda: result, exact)
+        # what is large and soon made again is not held
+        return Constant(
+            result.shape, dtype, lambda: self._make(node, [_wide(constant) for constant in constants], dtype), exact
+        )
 
     def _dtype(self, node: ir.Node, inputs: Sequence[Constant | None], depth: int) -> ir.DataType | None:
         if node.op_type == "Size":
@@ -144,6 +149,9 @@ class Constants:
         if self._spent + size > self._budget:
             return None
         self._spent += size
+        return self._make(node, inputs, dtype)
+
+    def _make(self, node: ir.Node, inputs: Arrays, dtype: ir.DataType) -> NDArray[Any]:
         return compute(node, self._versions.get(node, walking.model_opset(self._model)), inputs, dtype)
 
     @cached_property

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredOperands, StoredWindow
 from bnfold.frontends.onnx import walking
-from bnfold.frontends.onnx.computing import COMPUTED
+from bnfold.frontends.onnx.computing import COMPUTED, MOVES
 from bnfold.frontends.onnx.constants import MAX_DEPTH, constant_tensor, known_types
 
 Stored = NDArray[Any]
@@ -37,7 +37,7 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 def evidence(model: ir.Model) -> Evidence:
     """The stored parameters of every batch norm, linear and elementwise operator that has constant ones, by node name.
 
-    Arrays have their stored dtype, computed ones float64. What cannot be read is left out.
+    Arrays have their stored dtype, those that arithmetic computes float64. What cannot be read is left out.
     """
     names = walking.site_names(model)
     reader = _Reader(model, names)
@@ -217,7 +217,8 @@ class _Reader:
         from onnx.reference import ReferenceEvaluator  # 0.2 s, needed only where something is computed
 
         try:
-            wide = [array if array.dtype.kind in "iub" else array.astype(np.float64) for array in arrays]
+            kept = "iubf" if node.op_type in MOVES and not node.op_type.startswith("Cast") else "iub"
+            wide = [array if array.dtype.kind in kept else array.astype(np.float64) for array in arrays]
             self._left -= COMPUTED[node.op_type](node, wide)
             if self._left < 0:
                 return None
@@ -226,7 +227,7 @@ class _Reader:
             result: Stored = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
         except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
             return None  # what cannot be computed now fails in the same way when the model runs
-        return result if result.dtype.kind in "iub" and not _casts_to_float(node) else result.astype(np.float64)
+        return result if result.dtype.kind in kept and not _casts_to_float(node) else result.astype(np.float64)
 
 
 def _readers(value: ir.Value) -> list[Any]:
