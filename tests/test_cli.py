@@ -72,6 +72,7 @@ def test_help_names_every_command() -> None:
 # fmt: off
 REPORT = {"--report", "--json", "-q", "--quiet", "--debug"}
 SOURCE = {"--arch", "--arch-arg", "--app-dir", "--weights-key", "--trust-pickle", "--trust-type", "--no-limits"}
+SOURCE |= {"--allow-linked-data"}
 RUN = {"-i", "--input", "--dim", "--data", "--seed", "--provider", "--provider-option", "--threads"}
 FOLD = {"--include", "--exclude", "--merge", "--leftover", "--max-growth", "--provenance", "--dry-run", "-f", "--force",
         "--fail-on-unfolded", "--accept"}

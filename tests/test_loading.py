@@ -208,6 +208,13 @@ def test_a_shard_elsewhere_is_refused(folder: Path) -> None:
     assert refused(folder / "w.index.json", ARCH).code == "unsafe-archive"
 
 
+def test_a_safetensors_header_whose_length_is_a_brace(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(ord("{")).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert (tmp_path / "w.safetensors").read_bytes().startswith(b"{")
+    assert sniff(tmp_path / "w.safetensors") is Kind.SAFETENSORS
+
+
 def test_safetensors_whose_data_is_cut_off(folder: Path, net: nn.Module) -> None:
     save_file(net.state_dict(), folder / "w.safetensors")
     whole = (folder / "w.safetensors").read_bytes()

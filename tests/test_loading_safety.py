@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import pickle
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from attacks.archives import Evil, in_program, rewritten
 from loading_helpers import ARCH, refused, same_weights
 from torch import nn
 
@@ -25,16 +23,6 @@ pytest_plugins = "loading_fixtures"
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
-
-
-class Evil:
-    """Unpickling it makes a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -138,21 +126,6 @@ def test_torchscript_with_inputs_that_it_does_not_take(script: Path) -> None:
 # --- programs and archives --------------------------------------------------------------------------------------------
 
 
-def rewritten(path: Path, target: Path, change: Callable[[str, bytes], bytes], **extra: bytes) -> Path:
-    """A copy of an archive whose members went through `change`, and with more members."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
-        root = old.namelist()[0].partition("/")[0]
-        for member in old.infolist():
-            new.writestr(member.filename, change(member.filename, old.read(member)))
-        for name, data in extra.items():
-            new.writestr(f"{root}/{name.replace('__', '/')}", data)
-    return target
-
-
-def keep(name: str, data: bytes) -> bytes:
-    return data
-
-
 def test_every_shipped_model_opens_without_trust(models: Path) -> None:
     for path in sorted(models.glob("*.pt")):
         with zipfile.ZipFile(path) as archive:
@@ -188,79 +161,6 @@ def test_a_program_whose_sample_input_torch_has_marked_opens(tmp_path: Path, mar
     assert torch.equal(load(tmp_path / "p.pt2").model.module()(x), x)
 
 
-def in_program(old: str, new: str) -> Callable[[str, bytes], bytes]:
-    """Replace text in the JSON of the program."""
-
-    def change(name: str, data: bytes) -> bytes:
-        if not name.endswith("models/model.json"):
-            return data
-        assert old.encode() in data
-        return data.replace(old.encode(), new.encode())
-
-    return change
-
-
-def payload_change(name: str, data: bytes) -> bytes:
-    return data.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("weights_config.json") else data
-
-
-def sample_inputs(data: bytes) -> Callable[[str, bytes], bytes]:
-    return lambda name, old: data if name.endswith("sample_inputs/model.pt") else old
-
-
-def torch_saved(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-RUN = "__import__('os').mkdir('ran')"
-SYMBOL = "Symbol('s77', positive=True, integer=True)"
-TREE = '{\\"type\\": null, \\"context\\": null, \\"children_spec\\": []}'
-ENUM = '{\\"type\\": \\"builtins.dict\\", \\"context\\": \\"{\\\\\\"__enum__\\\\\\": 1}\\", \\"children_spec\\": []}'
-
-ATTACKS: dict[str, Callable[[str, bytes], bytes]] = {
-    "a pickled weight": payload_change,
-    "an unsafe sample input": sample_inputs(torch_saved((Evil(Path("ran")),))),
-    "a sample input that is no archive": sample_inputs(pickle.dumps(Evil(Path("ran")), protocol=2)),
-    "code in a shape": in_program(SYMBOL, RUN),
-    "an attribute in a shape": in_program(SYMBOL, "Symbol.mro"),
-    "code in a guard": in_program('"guards_code": []', f'"guards_code": ["{RUN}"]'),
-    "code in a name": in_program('"name": "conv2d"', f'"name": "conv2d\\n{RUN}"'),
-    "code in an argument name": in_program('"forward_arg_names": ["x"]', f'"forward_arg_names": ["x={RUN}"]'),
-    "a library as operator": in_program("torch.ops.aten.conv2d.default", "torch.ops.load_library"),
-    "a function as operator": in_program("torch.ops.aten.conv2d.default", "torch.load"),
-    "a file as operator": in_program("torch.ops.aten.conv2d.default", "torch.ops.aten.from_file.default"),
-    "an enum in a tree": in_program(TREE, ENUM),
-    "a parameter outside": in_program('"parameter_name": "conv1.weight"', '"parameter_name": "a\\"b"'),
-    "no JSON": lambda name, data: b"{" if name.endswith("model.json") else data,
-}
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_a_program_that_is_more_than_data_is_refused(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = rewritten(models / "digits_resnet.pt", tmp_path / "a.pt2", ATTACKS[attack])
-    assert refused(path).code == "unsafe-archive"
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "member", ["data__constants__opaque_obj_0", "data__constants__custom_obj_0", "data__aotinductor__x.so"]
-)
-def test_members_that_are_code_are_refused(models: Path, tmp_path: Path, member: str) -> None:
-    path = rewritten(models / "digits_resnet.pt", tmp_path / "a.pt2", keep, **{member: b"x"})
-    assert refused(path).code == "unsafe-archive"
-
-
-def test_every_member_under_models_is_judged(models: Path, tmp_path: Path) -> None:
-    program = b'{"expr_str": "__import__(1)"}'
-    path = rewritten(models / "digits_resnet.pt", tmp_path / "a.pt2", keep, models__evil=program)
-    assert "expr str" in str(refused(path))
-
-
 def test_a_program_of_another_schema_is_invalid_not_unsafe(models: Path, tmp_path: Path) -> None:
     path = rewritten(
         models / "digits_resnet.pt",
@@ -268,15 +168,6 @@ def test_a_program_of_another_schema_is_invalid_not_unsafe(models: Path, tmp_pat
         in_program("torch.ops.aten.conv2d.default", "torch.ops.aten.nothing.default"),
     )
     assert refused(path).code == "invalid-program"
-
-
-def test_archives_that_readers_could_see_differently_are_refused(models: Path, tmp_path: Path) -> None:
-    source = models / "digits_mlp.pt"
-    twice = rewritten(source, tmp_path / "twice.pt", keep, ARCHIVE_FORMAT=b"pt2")
-    behind = tmp_path / "behind.pt"
-    behind.write_bytes(source.read_bytes() + b"x")
-    above = rewritten(source, tmp_path / "above.pt", keep, **{"..__x": b"x"})
-    assert [refused(path).code for path in (twice, behind, above)] == ["unsafe-archive"] * 3
 
 
 def test_an_archive_that_inflates_is_refused(folder: Path) -> None:

@@ -74,6 +74,14 @@ class SourceFlags:
         field(default_factory=list)
     )
     no_limits: Annotated[bool, _source("--no-limits", help="Lift the size and nesting limits.")] = False
+    allow_linked_data: Annotated[
+        list[Path],
+        _source(
+            "--allow-linked-data",
+            metavar="FOLDER",
+            help="Let data files of an ONNX model be links into this folder, a cache for instance; repeatable.",
+        ),
+    ] = field(default_factory=list)
 
     def source(self, given: tuple[str, ...] = ()) -> Source:
         """As the loader takes it; `given` are further words that a suggested command should repeat."""
@@ -87,6 +95,7 @@ class SourceFlags:
             trust_pickle=self.trust_pickle,
             trust_types=tuple(self.trust_type),
             no_limits=self.no_limits,
+            linked_data=tuple(self.allow_linked_data),
             given=given,
         )
 

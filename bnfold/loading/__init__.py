@@ -72,7 +72,7 @@ def _loaded_network(
 def _onnx(path: Path, source: Source) -> Loaded:
     from bnfold.frontends import onnx as frontend
 
-    model = frontend.read(path)
+    model = frontend.read(path, source.linked_data, limits=not source.no_limits)
     return _loaded("onnx", model, path, more=_data_files(model))
 
 

@@ -157,13 +157,9 @@ def _is_legacy_tar(path: Path) -> bool:
 
 
 def _safetensors_kind(path: Path, file: BufferedReader, head: bytes) -> Kind | None:
-    if head[:1] == b"{":
-        return _index_kind(path, file)
-    if len(head) < 9 or head[8:9] != b"{":
-        return None
     length, size = int.from_bytes(head[:8], "little"), path.stat().st_size
-    if length > MAX_SAFETENSORS_HEADER:
-        return None
+    if head[8:9] != b"{" or length > MAX_SAFETENSORS_HEADER:  # a header of 123 bytes begins the file with a brace too
+        return _index_kind(path, file) if head[:1] == b"{" else None
     if 8 + length > size:
         raise Rejected(f"{path} is a truncated safetensors file: its header is not all there", code="truncated")
     return Kind.SAFETENSORS

@@ -12,6 +12,7 @@ from typing import Any
 class Source:
     """What the caller allows and adds. Code is named by the caller (`arch`), never by a file.
 
+    `linked_data` are folders into which the data files of an ONNX model may be links.
     `given` are further words of the command line (`-i`, `1,3,224,224`, ...) that a suggested command should repeat.
     """
 
@@ -22,6 +23,7 @@ class Source:
     trust_pickle: bool = False
     trust_types: tuple[str, ...] = ()
     no_limits: bool = False
+    linked_data: tuple[Path, ...] = ()
     given: tuple[str, ...] = ()
 
 

@@ -5,7 +5,7 @@ Nothing is read from outside the folder of the file, and large tensors stay wher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -17,13 +17,14 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bnfold.errors import EnvironmentFailure, Rejected
-from bnfold.frontends.onnx.walking import STANDARD_DOMAINS
+from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.external import check_external
+from bnfold.frontends.onnx.limits import check_limits
+from bnfold.frontends.onnx.protos import graphs, nbytes, nodes, tensors
 from bnfold.frontends.onnx.wire import varint, without_numbers
 
 OPAQUE = "bnfold.opaque"
 INVALID = "invalid-model"
-COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
-COUNTABLE = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING, *COMPLEX}
 TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
@@ -34,19 +35,21 @@ TYPED: dict[int, str] = {
 PROTOBUF_LIMIT = 1 << 31
 
 
-def read(path: Path) -> ir.Model:
-    """The model in a file.
+def read(path: Path, linked: Sequence[Path] = (), *, limits: bool = True) -> ir.Model:
+    """The model in a file; `linked` are folders into which links of data files may lead.
 
-    Raises `Rejected` (codes `not-found`, `is-directory`, `empty-file`, `truncated`, `not-onnx`, `too-large`,
+    Raises `Rejected` (codes `not-found`, `is-directory`, `empty-file`, `truncated`, `not-onnx`, `too-large`, `limit`,
     `invalid-model`, `unsupported-model`, `external-data`) and `EnvironmentFailure` (`unreadable`).
     """
     small, numbers = without_numbers(_bytes(path))
     proto = _parse(small, path.name)
-    _check_external(proto, path)
+    if limits:
+        check_limits(proto, path.name)
+    check_external(proto, path, linked)
     model = _model(proto, path.name, numbers)
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    for function in model.functions.values():
-        ir.external_data.set_base_dir(function.graph, path.parent)
+    for tensor in walking.stored_tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = "" if Path(tensor.location).is_absolute() else path.parent
     return model
 
 
@@ -129,64 +132,12 @@ def _ends_early(data: bytes) -> bool:
     return position > len(data)
 
 
-def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    yield proto.graph
-    yield from _nested(proto.graph.node)
-    for function in proto.functions:
-        yield from _nested(function.node)
-
-
-def _nested(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield graph
-                yield from _nested(graph.node)
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in _graphs(proto):
-        yield from graph.node
-    for function in proto.functions:
-        yield from function.node
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for graph in _graphs(proto):
-        yield from graph.initializer
-    for node in _nodes(proto):
-        for attribute in node.attribute:
-            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
-
-
-def _check_external(proto: onnx.ModelProto, path: Path) -> None:
-    folder = path.parent.resolve()
-    for tensor in _tensors(proto):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        file = (folder / location).resolve()
-        if not location or not file.is_relative_to(folder):
-            raise Rejected(f"{path.name} wants data from outside its folder: {location!r}", code="external-data")
-        if not file.is_file():
-            raise Rejected(f"{path.name} needs the file {location}, which is not there", code="external-data")
-        offset, length = (_count(entries.get(key, "0")) for key in ("offset", "length"))
-        if offset + max(length, _nbytes(tensor) or 0) > file.stat().st_size:
-            raise Rejected(f"{location} is truncated: tensor {tensor.name!r} ends behind it", code="external-data")
-
-
-def _count(text: str) -> int:
-    """A number of bytes; more than any file has where the text is none."""
-    return int(text) if text.isdecimal() else 1 << 63
-
-
 def _refuse_unsupported(proto: onnx.ModelProto, name: str) -> None:
     """What would be lost in silence on the way through onnx_ir."""
     sparse = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
     lost = {
-        "sparse initializers": any(graph.sparse_initializer for graph in _graphs(proto)),
-        "sparse constants": any(attribute.type in sparse for node in _nodes(proto) for attribute in node.attribute),
+        "sparse initializers": any(graph.sparse_initializer for graph in graphs(proto)),
+        "sparse constants": any(attribute.type in sparse for node in nodes(proto) for attribute in node.attribute),
         "training graphs": bool(proto.training_info),
     }
     for what, present in lost.items():
@@ -199,7 +150,7 @@ def _kept_apart(proto: onnx.ModelProto, numbers: Mapping[int, memoryview]) -> di
     apart = {}
     for index, own in numbers.items():
         tensor = proto.graph.initializer[index]
-        if _nbytes(tensor) is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if nbytes(tensor) is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensor.raw_data = own.tobytes()
         else:
             apart[index] = own
@@ -216,8 +167,8 @@ def _over(tensor: onnx.TensorProto, numbers: memoryview) -> ir.TensorProtocol:
 
 
 def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview]) -> None:
-    for index, tensor in enumerate(_tensors(proto)):
-        complete = len(numbers[index]) == _nbytes(tensor) if index in numbers else _is_complete(tensor)
+    for index, tensor in enumerate(tensors(proto)):
+        complete = len(numbers[index]) == nbytes(tensor) if index in numbers else _is_complete(tensor)
         if not complete:
             raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has too little or too much data", code=INVALID)
     try:
@@ -228,21 +179,13 @@ def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview])
 
 def _is_complete(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor holds as many numbers as its shape says, where that can be counted."""
-    expected = _nbytes(tensor)
+    expected = nbytes(tensor)
     if expected is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
         return True
     if tensor.HasField("raw_data"):
         return len(tensor.raw_data) == expected
     typed: int = len(getattr(tensor, TYPED.get(tensor.data_type, "int32_data")))
     return typed == int(prod(tensor.dims))
-
-
-def _nbytes(tensor: onnx.TensorProto) -> int | None:
-    """The bytes of a tensor of whole-byte real numbers."""
-    if tensor.data_type not in COUNTABLE:
-        return None
-    bits = ir.DataType(tensor.data_type).bitwidth
-    return prod(tensor.dims) * bits // 8 if bits % 8 == 0 else None
 
 
 def outline(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -266,14 +209,14 @@ def outline(proto: onnx.ModelProto) -> onnx.ModelProto:
     for function in outline.functions:
         function.opset_import.add(domain=OPAQUE, version=1)
     imports = {opset.domain: opset.version for opset in proto.opset_import}
-    for node in _nodes(outline):
-        if node.domain in STANDARD_DOMAINS and not _has_schema(node.op_type, imports):
+    for node in nodes(outline):
+        if node.domain in walking.STANDARD_DOMAINS and not _has_schema(node.op_type, imports):
             node.domain = OPAQUE
     return outline
 
 
 def _has_schema(op_type: str, imports: dict[str, int]) -> bool:
-    version = max((imports.get(domain, 0) for domain in STANDARD_DOMAINS), default=0)
+    version = max((imports.get(domain, 0) for domain in walking.STANDARD_DOMAINS), default=0)
     if not onnx.defs.has(op_type, version, ""):
         return False
     return not onnx.defs.get_schema(op_type, version, "").deprecated
@@ -281,7 +224,7 @@ def _has_schema(op_type: str, imports: dict[str, int]) -> bool:
 
 def _forget_derived_types(model: ir.Model, proto: onnx.ModelProto) -> None:
     """onnx_ir writes a value_info for every initializer; the file keeps those that it had."""
-    declared = {info.name for graph in _graphs(proto) for info in (*graph.value_info, *graph.input)}
+    declared = {info.name for graph in graphs(proto) for info in (*graph.value_info, *graph.input)}
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.name not in declared:
