@@ -45,8 +45,9 @@ class ChannelAffine:
         cls, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float, axis: int
     ) -> ChannelAffine:
         """`γ (x − μ) / √(σ² + ε) + β` (Ioffe and Szegedy, 2015, algorithm 2); arrays of shape `(channels,)`."""
-        scale = gamma / np.sqrt(variance + epsilon)
-        return cls(scale, beta - mean * scale, axis)
+        with np.errstate(all="ignore"):  # who takes the numbers in refuses what is not finite
+            scale = gamma / np.sqrt(variance + epsilon)
+            return cls(scale, beta - mean * scale, axis)
 
     @classmethod
     def stacked(cls, parts: Sequence[tuple[ChannelAffine | None, int]], axis: int) -> ChannelAffine:
@@ -184,9 +185,10 @@ class LinearOp:
 
     def evaluate(self) -> Parameters:
         """The parameters with everything that was composed."""
-        parameters = self.stored()
-        for step in self.steps:
-            parameters = step(parameters)
+        with np.errstate(all="ignore"):  # who takes the numbers in refuses what is not finite
+            parameters = self.stored()
+            for step in self.steps:
+                parameters = step(parameters)
         return parameters
 
     def then(self, affine: ChannelAffine) -> LinearOp:

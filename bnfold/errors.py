@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from enum import IntEnum
+
+_UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 class Exit(IntEnum):
@@ -21,17 +24,28 @@ class Exit(IntEnum):
     TERMINATED = 143
 
 
+def clean(text: str) -> str:
+    """The text on one line, with every character that could steer a terminal written as an escape: control and format
+    characters (ANSI escapes, bidi overrides, zero width), separators, surrogates, private use."""
+    return "".join(_escaped(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
+
+
+def _escaped(char: str) -> str:
+    return " " if char in "\n\r\t" else char.encode("unicode_escape").decode("ascii")
+
+
 class BnfoldError(Exception):
     """The base of every error that bnfold raises on purpose.
 
     `str(error)` is one sentence; `code` is kebab-case and stable; `hint` is what to do next (often a complete command).
+    Names from a file stand in it as they may be shown.
     """
 
     exit_code: Exit = Exit.INTERNAL
     default_code: str = "internal"
 
     def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(clean(message))
         self.code = code or self.default_code
         self.hint = hint
 

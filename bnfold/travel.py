@@ -37,6 +37,7 @@ Shape = tuple[Size, ...]
 Index = NDArray[np.intp]
 
 LARGEST_RUN = 1 << 22
+"""Of so many numbers each may be looked at; what is longer is no axis of channels."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,16 @@ import pytest
 from lxml import etree
 
 from bnfold.benchmark import Benchmark, Compared, Comparison, Interval, Measured
-from bnfold.errors import BnfoldError, EnvironmentFailure, Exit, NotEquivalent, NoVerdict, PolicyViolation, UsageError
+from bnfold.errors import (
+    BnfoldError,
+    EnvironmentFailure,
+    Exit,
+    NotEquivalent,
+    NoVerdict,
+    PolicyViolation,
+    UsageError,
+    clean,
+)
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.graph import Reason, Refusal, Site
 from bnfold.model import ModelFacts
@@ -25,7 +34,7 @@ from bnfold.reports import console, explain, files, junit, markdown, tables
 from bnfold.reports import json as report_json
 from bnfold.reports.findings import findings
 from bnfold.reports.report import PRECEDENCE, STATUS, Policy, Report
-from bnfold.reports.text import clean, did_you_mean, duration, size
+from bnfold.reports.text import did_you_mean, duration, size
 from bnfold.run import ExternalFile, FileRecord, Finding, Run
 from bnfold.verify.result import (
     Layer,

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from types import FrameType
 
-from bnfold.errors import BnfoldError, EnvironmentFailure, Exit
-from bnfold.reports.text import clean
+from bnfold.errors import BnfoldError, EnvironmentFailure, Exit, clean
 
 
 class InternalError(BnfoldError):

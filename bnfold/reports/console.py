@@ -14,9 +14,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.errors import clean
 from bnfold.reports import tables
 from bnfold.reports.report import Report
-from bnfold.reports.text import clean, plural
+from bnfold.reports.text import plural
 from bnfold.verify.result import Status
 
 WIDTH = 80

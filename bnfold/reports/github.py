@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnfold.errors import clean
 from bnfold.graph import Site
 from bnfold.reports import markdown, tables
 from bnfold.reports.report import REGRESSED, Report, identified
-from bnfold.reports.text import clean
 from bnfold.verify.result import Status
 
 MAX_OF_A_KIND = 10

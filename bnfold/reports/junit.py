@@ -11,12 +11,11 @@ from datetime import datetime
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from bnfold.errors import BnfoldError, Exit
+from bnfold.errors import BnfoldError, Exit, clean
 from bnfold.graph import Refusal
 from bnfold.outcome import Outcome
 from bnfold.reports import tables
 from bnfold.reports.report import Report, identified
-from bnfold.reports.text import clean
 from bnfold.verify.result import Layer, Status
 
 # What went wrong with the result is a failure, what kept the command from giving one an error.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from bnfold.errors import clean
 from bnfold.reports import tables
 from bnfold.reports.report import Report
-from bnfold.reports.text import clean
 
 _SPECIAL = str.maketrans({char: f"\\{char}" for char in "\\`*_[]<>|#~"})
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bnfold.errors import clean
 from bnfold.graph import Reason, Site
 from bnfold.outcome import Outcome
 from bnfold.reports.report import Report, identified, interval
-from bnfold.reports.text import clean, duration, figure, number, plural, size
+from bnfold.reports.text import duration, figure, number, plural, size
 from bnfold.run import FileRecord, Finding, Run
 from bnfold.verify.result import Layer
 

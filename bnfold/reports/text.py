@@ -3,21 +3,8 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from difflib import get_close_matches
-
-# Control and format characters (ANSI escapes, bidi overrides, zero width), separators, surrogates, private use.
-_UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-
-
-def clean(text: str) -> str:
-    """The text on one line, with every character that could steer a terminal written as an escape."""
-    return "".join(_escaped(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
-
-
-def _escaped(char: str) -> str:
-    return " " if char in "\n\r\t" else char.encode("unicode_escape").decode("ascii")
 
 
 def size(count: int | None) -> str:

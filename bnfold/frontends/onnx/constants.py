@@ -44,7 +44,12 @@ class Constant:
 
     def array(self) -> Array:
         """The numbers in float64, of the constant's shape."""
-        return np.asarray(self.load(), dtype=np.float64).reshape(self.shape)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return np.asarray(self.load(), dtype=np.float64).reshape(self.shape)
+
+    def integers(self) -> tuple[int, ...] | None:
+        """The whole numbers, in order; None where the type is another."""
+        return tuple(int(number) for number in self.load().reshape(-1)) if self.dtype.is_integer() else None
 
     @property
     def size(self) -> int:

@@ -109,8 +109,7 @@ class OnnxGraph:
 
     def fits(self, node: ir.Node, op: LinearOp) -> Reason | None:
         spelling = self._spelled(node)
-        with np.errstate(all="ignore"):  # what is not finite is refused below
-            parameters = op.evaluate()
+        parameters = op.evaluate()
         if not (np.isfinite(parameters.taps).all() and np.isfinite(parameters.bias).all()):
             return Reason.NON_FINITE
         kernel = spelling.weight.shape[2:] if op.window is None else op.window.kernel

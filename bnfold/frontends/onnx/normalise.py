@@ -42,7 +42,7 @@ def tidy(model: ir.Model) -> None:
 
 
 def _clear_identity(node: ir.Node) -> None:
-    data, result = node.inputs[0], node.outputs[0]
+    data, result = next(iter(node.inputs), None), node.outputs[0]
     if data is not None and data.graph is node.graph and not (result.is_graph_output() and is_fixed(data)):
         skip(node, data)
 

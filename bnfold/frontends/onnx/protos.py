@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import prod
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
-COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
-COUNTABLE = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING, *COMPLEX}
+from bnfold.frontends.onnx.walking import STANDARD_DOMAINS
+
+COUNTABLE = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING}
 
 
 def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -63,8 +66,35 @@ def _dense(sparse: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProt
 
 
 def nbytes(tensor: onnx.TensorProto) -> int | None:
-    """The bytes of a tensor of whole-byte real numbers; None for any other."""
-    if tensor.data_type not in COUNTABLE:
-        return None
-    bits = ir.DataType(tensor.data_type).bitwidth
-    return prod(tensor.dims) * bits // 8 if bits % 8 == 0 else None
+    """The bytes of a tensor's numbers, packed where one takes less than a byte; None for text and what is no type."""
+    bits = bits_of(tensor)
+    return None if bits is None else -(-prod(tensor.dims) * bits // 8)
+
+
+def bits_of(tensor: onnx.TensorProto) -> int | None:
+    """The bits of one number; None for text and what is no type."""
+    return ir.DataType(tensor.data_type).bitwidth if tensor.data_type in COUNTABLE else None
+
+
+def texts(message: Message) -> Iterator[str | bytes]:
+    """Everything in a message that should be text; what is none is given as bytes."""
+    for field, value in message.ListFields() if not isinstance(message, onnx.TensorProto) else _beside_numbers(message):
+        several = value if field.is_repeated else (value,)
+        if field.type == field.TYPE_STRING:
+            yield from several
+        elif field.type == field.TYPE_MESSAGE:
+            for each in several:
+                yield from texts(each)
+
+
+def words(proto: onnx.ModelProto) -> Iterator[bytes]:
+    """What stands as text in the attributes of standard operators; those of others may hold anything."""
+    for node in nodes(proto):
+        for attribute in node.attribute if node.domain in STANDARD_DOMAINS else ():
+            yield from (attribute.s, *attribute.strings)
+
+
+def _beside_numbers(tensor: onnx.TensorProto) -> Iterator[tuple[Any, Any]]:
+    """The fields of a tensor that are text, without a copy of its numbers."""
+    for name in ("name", "doc_string", "external_data", "metadata_props"):
+        yield tensor.DESCRIPTOR.fields_by_name[name], getattr(tensor, name)

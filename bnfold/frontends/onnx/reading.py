@@ -20,7 +20,7 @@ from bnfold.errors import EnvironmentFailure, Rejected
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.external import check_external
 from bnfold.frontends.onnx.limits import check_limits
-from bnfold.frontends.onnx.protos import graphs, nbytes, nodes, tensors
+from bnfold.frontends.onnx.protos import bits_of, graphs, nbytes, nodes, tensors, texts, words
 from bnfold.frontends.onnx.wire import varint, without_numbers
 
 OPAQUE = "bnfold.opaque"
@@ -31,7 +31,11 @@ TYPED: dict[int, str] = {
     onnx.TensorProto.INT64: "int64_data",
     onnx.TensorProto.UINT64: "uint64_data",
     onnx.TensorProto.UINT32: "uint64_data",
+    onnx.TensorProto.COMPLEX64: "float_data",
+    onnx.TensorProto.COMPLEX128: "double_data",
 }
+"""Where numbers lie that are not raw; all others in `int32_data`, several in one where they have less than 6 bits."""
+PARTS: dict[int, int] = {onnx.TensorProto.COMPLEX64: 2, onnx.TensorProto.COMPLEX128: 2}
 PROTOBUF_LIMIT = 1 << 31
 
 
@@ -150,7 +154,7 @@ def _kept_apart(proto: onnx.ModelProto, numbers: Mapping[int, memoryview]) -> di
     apart = {}
     for index, own in numbers.items():
         tensor = proto.graph.initializer[index]
-        if nbytes(tensor) is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if (bits_of(tensor) or 1) % 8 or tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensor.raw_data = own.tobytes()
         else:
             apart[index] = own
@@ -167,25 +171,41 @@ def _over(tensor: onnx.TensorProto, numbers: memoryview) -> ir.TensorProtocol:
 
 
 def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview]) -> None:
+    if any(not isinstance(text, str) for text in texts(proto)) or not all(map(_is_text, words(proto))):
+        raise Rejected(f"{name} is damaged: a name in it is no text", code=INVALID)
     for index, tensor in enumerate(tensors(proto)):
-        complete = len(numbers[index]) == nbytes(tensor) if index in numbers else _is_complete(tensor)
-        if not complete:
-            raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has too little or too much data", code=INVALID)
+        if (complaint := _complaint(tensor, numbers.get(index))) is not None:
+            raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has {complaint}", code=INVALID)
     try:
         onnx.checker.check_model(outline(proto))
     except onnx.checker.ValidationError as error:
         raise Rejected(f"{name} is not a valid ONNX model: {_first_line(error)}", code=INVALID) from error
 
 
-def _is_complete(tensor: onnx.TensorProto) -> bool:
-    """Whether a tensor holds as many numbers as its shape says, where that can be counted."""
-    expected = nbytes(tensor)
-    if expected is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return True
-    if tensor.HasField("raw_data"):
-        return len(tensor.raw_data) == expected
-    typed: int = len(getattr(tensor, TYPED.get(tensor.data_type, "int32_data")))
-    return typed == int(prod(tensor.dims))
+def _is_text(data: bytes) -> bool:
+    try:
+        return bool(data.decode()) or True
+    except UnicodeDecodeError:
+        return False
+
+
+def _complaint(tensor: onnx.TensorProto, apart: memoryview | None) -> str | None:
+    """What is wrong with a tensor, whose numbers may lie apart from it."""
+    count, bits = prod(tensor.dims), bits_of(tensor)
+    if min(tensor.dims, default=0) < 0:
+        return "a size below zero"
+    if bits is None and tensor.data_type != onnx.TensorProto.STRING:
+        return "no type that ONNX knows"
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    if bits is None:
+        complete = len(tensor.string_data) == count and not tensor.HasField("raw_data")
+    elif apart is not None or tensor.HasField("raw_data"):
+        complete = len(tensor.raw_data if apart is None else apart) == nbytes(tensor)
+    else:
+        typed = len(getattr(tensor, TYPED.get(tensor.data_type, "int32_data")))
+        complete = typed == count * PARTS.get(tensor.data_type, 1) if bits >= 6 else typed == nbytes(tensor)
+    return None if complete else "too little or too much data"
 
 
 def outline(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -224,7 +244,7 @@ def _has_schema(op_type: str, imports: dict[str, int]) -> bool:
 
 def _forget_derived_types(model: ir.Model, proto: onnx.ModelProto) -> None:
     """onnx_ir writes a value_info for every initializer; the file keeps those that it had."""
-    declared = {info.name for graph in graphs(proto) for info in (*graph.value_info, *graph.input)}
+    declared = {info.name for graph in graphs(proto) for info in (*graph.value_info, *graph.input, *graph.output)}
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.name not in declared:

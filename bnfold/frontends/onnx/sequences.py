@@ -36,9 +36,9 @@ def _sizes(node: ir.Node, constants: Constants) -> Sequence[int] | None:
         return None
     data, given = node.inputs
     known = None if given is None else constants.of(given)
-    if known is None or data is None:
+    numbers = None if known is None else known.integers()
+    if known is None or numbers is None or data is None:
         return None
-    numbers = [int(number) for number in known.load().reshape(-1)]
     if known.shape:
         return numbers
     shape, axis = constants.inferred.shape(data), _axis(node)
@@ -46,7 +46,7 @@ def _sizes(node: ir.Node, constants: Constants) -> Sequence[int] | None:
     if not isinstance(size, int) or numbers[0] < 1:
         return None
     whole, rest = divmod(size, numbers[0])
-    return numbers * whole + [rest] * (rest > 0)
+    return [*numbers * whole, *[rest] * (rest > 0)]
 
 
 def _axis(node: ir.Node) -> int:
@@ -72,7 +72,8 @@ def _pieces(node: ir.Node, count: int, constants: Constants) -> dict[ir.Node, in
     for reader, index in walking.content_uses(sequence):
         position = reader.inputs[1] if walking.is_standard(reader, "SequenceAt") and index == 0 else None
         known = None if position is None or reader.graph is not node.graph else constants.of(position)
-        at = int(known.load().reshape(-1)[0]) if known is not None and known.size == 1 else count
+        numbers = None if known is None else known.integers()
+        at = numbers[0] if numbers is not None and len(numbers) == 1 else count
         if not -count <= at < count or reader.outputs[0].is_graph_output():
             return None
         found[reader] = at % count

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.lenses import Looker, integer
 from bnfold.graph import Passage, Reason
-from bnfold.travel import Concat, Index, Permute, Reshape, Same, Shape, Split
+from bnfold.travel import LARGEST_RUN, Concat, Index, Permute, Reshape, Same, Shape, Split
 
 OPEN_END = 2**31 - 1
 FROM_SIZES = ("Shape", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast")
@@ -28,7 +29,7 @@ def integers(node: ir.Node, look: Looker, index: int, name: str) -> tuple[int, .
         return tuple(node.attributes[name].as_ints())
     value = node.inputs[index] if len(node.inputs) > index else None
     known = None if value is None else look.constant(value)
-    return None if known is None else tuple(int(number) for number in known.load().reshape(-1))
+    return None if known is None else known.integers()
 
 
 def counted(axes: Sequence[int], rank: int) -> tuple[int, ...] | None:
@@ -95,7 +96,7 @@ def _sizes_in(value: ir.Value, look: Looker, farther: int) -> Shape | None:
     """The whole numbers of a vector (or of a single number) that exporters compute from shapes; None if not these."""
     known, node = look.constant(value), value.producer()
     if known is not None:
-        return tuple(int(number) for number in known.load().reshape(-1))
+        return known.integers()
     if node is None or not walking.is_standard(node, *FROM_SIZES) or not farther or None in node.inputs:
         return None
     data, *others = [value for value in node.inputs if value is not None]
@@ -205,12 +206,17 @@ def cut(node: ir.Node, look: Looker) -> Passage | Reason:
         return Same(frozenset(cuts))
     ((axis, bound),) = cuts.items()
     size = shape[axis]
-    return _pieces(axis, size, [np.arange(size)[bound]] if isinstance(size, int) else None, 1)
+    return _pieces(axis, size, [np.arange(size)[bound]] if _is_walkable(size) else None, 1)
 
 
 def _takes_all(bound: slice, size: int | str | None) -> bool:
     end = size if isinstance(size, int) else OPEN_END
     return bool(bound.start == 0 and bound.step == 1 and bound.stop >= end)
+
+
+def _is_walkable(size: int | str | None) -> TypeGuard[int]:
+    """Whether every index of an axis may be written down; one that is longer has no channels."""
+    return isinstance(size, int) and size <= LARGEST_RUN
 
 
 def _pieces(
@@ -236,20 +242,23 @@ def split(node: ir.Node, look: Looker) -> Passage | Reason:
         return _pieces(axes[0], None, None, outputs)
     if len(sizes) != outputs or min(sizes) < 0:
         return Reason.UNSUPPORTED_ATTRIBUTE
-    return _pieces(axes[0], sum(sizes), np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]), outputs)
+    if not _is_walkable(total := sum(sizes)):
+        return _pieces(axes[0], None, None, outputs)
+    return _pieces(axes[0], total, np.split(np.arange(total), np.cumsum(sizes)[:-1]), outputs)
 
 
 def gather(node: ir.Node, look: Looker) -> Passage | Reason:
     """Gather by constant indices: a list picks channels, a single one drops the axis."""
     shape, indices = shape_of(node, look), None if node.inputs[1] is None else look.constant(node.inputs[1])
     axes = None if shape is None else counted([integer(node, "axis", 0)], len(shape))
-    if shape is None or axes is None or indices is None:
+    numbers = None if indices is None else indices.integers()
+    if shape is None or axes is None or indices is None or numbers is None:
         return Reason.AXIS_UNKNOWN
     if len(indices.shape) > 1:
         return Reason.NOT_LINEAR
     size, dropped = shape[axes[0]], not indices.shape
-    wanted = np.asarray(indices.load(), dtype=np.intp).reshape(-1)
-    if not isinstance(size, int) or np.any((wanted < -size) | (wanted >= size)):
+    wanted = np.asarray(numbers, dtype=np.intp)
+    if not _is_walkable(size) or np.any((wanted < -size) | (wanted >= size)):
         return _pieces(axes[0], None, None, 1, dropped)
     return _pieces(axes[0], size, [np.arange(size)[wanted]], 1, dropped)
 

@@ -162,8 +162,7 @@ class TorchGraph:
         return self._read_norm(node, call) if is_norm(call) else self._read_linear(node, call)
 
     def fits(self, node: fx.Node, op: LinearOp) -> Reason | None:
-        with np.errstate(all="ignore"):  # what is not finite is refused below
-            parameters = op.evaluate()
+        parameters = op.evaluate()
         window, own = op.window, self._held(node).form.window
         if window is not None and window != own and window.before != window.after:
             return Reason.WINDOWS_DIFFER  # torch pads both sides alike

@@ -15,7 +15,7 @@ from torch import fx
 from bnfold.frontends.torch.calls import words
 from bnfold.frontends.torch.sight import Lens, Sight, from_front, inputs_of
 from bnfold.graph import Passage, Reason
-from bnfold.travel import Concat, Permute, Reshape, Same, Split
+from bnfold.travel import LARGEST_RUN, Concat, Permute, Reshape, Same, Split
 
 
 def _permute(sight: Sight) -> Passage | Reason:
@@ -83,7 +83,11 @@ def _pieces(sight: Sight) -> Passage | Reason:
     if axis is None:
         return Reason.AXIS_UNKNOWN
     size, dropped = sight.size(axis), call.operator == "unbind"
-    picks = None if size is None else _runs(1 if dropped else call.get("sizes"), call.get("chunks"), size)
+    picks = (
+        None
+        if size is None or size > LARGEST_RUN
+        else _runs(1 if dropped else call.get("sizes"), call.get("chunks"), size)
+    )
     if picks is None:
         return Split(axis, None, None, len(items), dropped) if min(items, default=0) >= 0 else Reason.AXIS_UNKNOWN
     if not all(-len(picks) <= item < len(picks) for item in items):
@@ -93,6 +97,8 @@ def _pieces(sight: Sight) -> Passage | Reason:
 
 def _runs(sizes: Any, chunks: Any, size: int) -> list[np.ndarray[Any, Any]] | None:
     """The indices of each piece of an axis."""
+    if size > LARGEST_RUN:
+        return None
     if isinstance(chunks, int):
         sizes = -(-size // chunks)
     if isinstance(sizes, int):
@@ -108,7 +114,7 @@ def _picked(sight: Sight, axis: int | None, index: Any) -> Passage | Reason:
     if axis is None:
         return Reason.AXIS_UNKNOWN
     size, dropped = sight.size(axis), isinstance(index, int)
-    if size is None or index is None:
+    if size is None or size > LARGEST_RUN or index is None:
         return Split(axis, None, None, 1, dropped)
     if dropped and not -size <= index < size:
         return Reason.NOT_LINEAR
