@@ -224,16 +224,30 @@ def write_onnx(path: Path, model: Any) -> tuple[Path, ...]:
     from bnfold.frontends import onnx as frontend
 
     token = secrets.token_hex(DIGITS // 2)
+    _enough_space(path, frontend.size(model).nbytes)
     with _scratch(path) as folder:
         file, *data = frontend.save(model, folder / f"{path.stem}.{token}")
+        if data:
+            digits = sha256(data[0])[:DIGITS]
+            file.write_bytes(file.read_bytes().replace(token.encode(), digits.encode()))
+            data = [data[0].rename(folder / f"{path.stem}.{digits}.data")]
+        if not frontend.is_written(model, file):
+            raise EnvironmentFailure(f"{path} is not written: the disk does not give back what it was given", code="io")
         if not data:
             _put(file, path)
             return (path,)
-        digits = sha256(data[0])[:DIGITS]
-        file.write_bytes(file.read_bytes().replace(token.encode(), digits.encode()))
         with _data_beside(path, data[0], digits) as target:
             _put(file, path)
         return (path, target)
+
+
+def _enough_space(path: Path, needed: int) -> None:
+    """Raise where the disk cannot hold so many bytes more, before anything is written."""
+    with _explained(path):
+        free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        message = f"{path} cannot be written: it takes {needed:,} bytes and the disk has {free:,} left"
+        raise EnvironmentFailure(message, code="no-space")
 
 
 @contextmanager

@@ -1013,7 +1013,7 @@ INVALID: dict[str, tuple[str, Callable[[onnx.ModelProto], object]]] = {
     "output made twice": ("invalid-model", lambda proto: proto.graph.node[1].output.__setitem__(0, "conv0")),
     "too few numbers": ("invalid-model", lambda proto: typed(proto.graph.initializer[0]).float_data.pop()),
     "too few bytes": ("invalid-model", lambda proto: setattr(proto.graph.initializer[0], "raw_data", b"abc")),
-    "sparse tensors": ("unsupported-model", lambda proto: proto.graph.sparse_initializer.add()),
+    "sparse tensors": ("invalid-model", lambda proto: proto.graph.sparse_initializer.add()),
     "training graph": ("unsupported-model", lambda proto: proto.training_info.add()),
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from bnfold.cli import supervised
 from bnfold.cli.conduct import conduct, say
 from bnfold.cli.failures import terminable, told
 from bnfold.cli.flags import ReportFlags
@@ -23,8 +25,15 @@ SELDOM = 50_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (without the program's name) and return the exit code."""
+    """Run one command line (without the program's name) and return the exit code.
+
+    The process's own is supervised where it executes models; one that a program passes runs in that program.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and supervised.is_wanted(words, os.environ):
+        found = supervised.supervise(words)
+        return found if isinstance(found, int) else int(conduct(_refused(words, found), words))
+    supervised.end_with_the_first()
     with terminable(), collected_seldom():
         try:
             make_tolerant()

@@ -20,7 +20,7 @@ from bnfold.frontends.onnx.identity import annotate, decides, identity
 from bnfold.frontends.onnx.normalise import normalise, tidy
 from bnfold.frontends.onnx.reading import from_bytes, from_proto, read
 from bnfold.frontends.onnx.validity import complaint
-from bnfold.frontends.onnx.writing import is_one_file, save, to_bytes, to_proto
+from bnfold.frontends.onnx.writing import is_one_file, is_written, save, to_bytes, to_proto
 
 __all__ = [
     "Cutting",
@@ -39,6 +39,7 @@ __all__ = [
     "identity",
     "in_parts",
     "is_one_file",
+    "is_written",
     "normalise",
     "read",
     "save",

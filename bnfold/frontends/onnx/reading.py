@@ -5,7 +5,7 @@ Nothing is read from outside the folder of the file, and large tensors stay wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import prod
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.external import check_external
 from bnfold.frontends.onnx.limits import check_limits
 from bnfold.frontends.onnx.protos import bits_of, graphs, nbytes, nodes, tensors, texts, words
+from bnfold.frontends.onnx.sparse import densified
 from bnfold.frontends.onnx.wire import varint, without_numbers
 
 OPAQUE = "bnfold.opaque"
@@ -71,8 +72,9 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 def _model(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview]) -> ir.Model:
     """The model of a proto; `numbers` are those of initializers that it holds without them, by position."""
     _refuse_unsupported(proto, name)
+    proto, sparse = densified(proto, name)
     apart = _kept_apart(proto, numbers)
-    _check(proto, name, apart)
+    _check(proto, name, apart, sparse.keys())
     try:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
@@ -80,6 +82,8 @@ def _model(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview])
     for index, own in apart.items():
         tensor = proto.graph.initializer[index]
         model.graph.initializers[tensor.name].const_value = _over(tensor, own)
+    for own_name, held in sparse.items():
+        model.graph.initializers[own_name].const_value = held
     _forget_derived_types(model, proto)
     return model
 
@@ -140,7 +144,7 @@ def _refuse_unsupported(proto: onnx.ModelProto, name: str) -> None:
     """What would be lost in silence on the way through onnx_ir."""
     sparse = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
     lost = {
-        "sparse initializers": any(graph.sparse_initializer for graph in graphs(proto)),
+        "sparse initializers in a subgraph": any(graph.sparse_initializer for graph in list(graphs(proto))[1:]),
         "sparse constants": any(attribute.type in sparse for node in nodes(proto) for attribute in node.attribute),
         "training graphs": bool(proto.training_info),
     }
@@ -170,11 +174,12 @@ def _over(tensor: onnx.TensorProto, numbers: memoryview) -> ir.TensorProtocol:
     return found
 
 
-def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview]) -> None:
+def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview], sparse: Set[str]) -> None:
     if any(not isinstance(text, str) for text in texts(proto)) or not all(map(_is_text, words(proto))):
         raise Rejected(f"{name} is damaged: a name in it is no text", code=INVALID)
     for index, tensor in enumerate(tensors(proto)):
-        if (complaint := _complaint(tensor, numbers.get(index))) is not None:
+        complaint = None if tensor.name in sparse else _complaint(tensor, numbers.get(index))
+        if complaint is not None:
             raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has {complaint}", code=INVALID)
     try:
         onnx.checker.check_model(outline(proto))

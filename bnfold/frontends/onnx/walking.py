@@ -140,6 +140,11 @@ def stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every tensor of the file: initializers and those that nodes hold."""
     for graph in graphs(model):
         yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+    yield from attribute_tensors(model)
+
+
+def attribute_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """The tensors that nodes hold."""
     for node in nodes(model):
         for attribute in node.attributes.values():
             if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:

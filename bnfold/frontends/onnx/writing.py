@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import Rejected
+from bnfold.errors import EnvironmentFailure, Rejected
 from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.reading import read
+from bnfold.frontends.onnx.sparse import SparseTensor, restore
 from bnfold.frontends.onnx.wire import GRAPH, INITIALIZER, LARGE_BYTES, RAW_DATA, begins
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
@@ -23,7 +25,9 @@ INLINE_BYTES = 256
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The proto of a model. Tensors that lie in files are named, not read."""
-    return ir.to_proto(model)
+    proto: onnx.ModelProto = ir.to_proto(model)
+    restore(model, proto)
+    return proto
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -52,6 +56,36 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
     with _standing_in(_small_tensors(model)):
         ir.save(model, path, external_data=data.name, size_threshold_bytes=INLINE_BYTES)
     return (path, data) if data.exists() else (path,)
+
+
+def is_written(model: ir.Model, path: Path) -> bool:
+    """Whether a file can be read and holds the numbers of the model, bit by bit."""
+    try:
+        again = read(path, limits=False)
+    except (Rejected, EnvironmentFailure):
+        return False
+    one, other = map(_places, (model, again))
+    return one.keys() == other.keys() and all(_is_same(one[place], other[place]) for place in one)
+
+
+def _places(model: ir.Model) -> dict[tuple[int, str | int], ir.TensorProtocol]:
+    """Every tensor by the number of its graph and its name, or by its number where a node holds it."""
+    stored = {
+        (number, value.name or ""): value.const_value
+        for number, graph in enumerate(walking.graphs(model))
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    }
+    return stored | {(-1, number): tensor for number, tensor in enumerate(walking.attribute_tensors(model))}
+
+
+def _is_same(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
+    if one.dtype is not other.dtype or walking.sizes(one) != walking.sizes(other):
+        return False
+    if one.dtype is ir.DataType.STRING:
+        return bool(np.array_equal(one.numpy(), other.numpy()))
+    first, second = (np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8) for tensor in (one, other))
+    return np.array_equal(first, second)
 
 
 def _write_streamed(model: ir.Model, file: BinaryIO) -> None:
@@ -105,7 +139,8 @@ def _empty(value: ir.Value, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _is_streamed(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes >= LARGE_BYTES
+    plain = tensor.dtype is not ir.DataType.STRING and not isinstance(tensor, SparseTensor)
+    return plain and tensor.nbytes >= LARGE_BYTES
 
 
 def _head(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:

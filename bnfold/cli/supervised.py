@@ -1,0 +1,128 @@
+"""A command that executes models does so in a process of its own.
+
+A runtime that crashes on a model, or takes all memory, takes that process with it. What is left says so in one
+sentence, writes the reports that were asked for, and returns an exit code of the table. Nothing heavy is imported here:
+the first process only waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from bnfold.errors import BnfoldError, EnvironmentFailure, NoVerdict
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+EXECUTING = ("export", "fold", "check", "bench")
+LIFELINE = "BNFOLD_LIFELINE"
+"""In the environment of the second process: the descriptor that ends with the first one."""
+
+MOST_SECONDS = 4 * 3600.0
+MOST_OF_MEMORY = 0.9
+"""Of the memory of the machine."""
+PAUSE = 0.2
+
+
+def is_wanted(words: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether a command line is one to be supervised, and is not yet."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    return os.name == "posix" and command in EXECUTING and LIFELINE not in environment
+
+
+def supervise(words: Sequence[str]) -> int | BnfoldError:
+    """Run the command in a process of its own; its exit code, or what it died of."""
+    from subprocess import Popen
+
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "bnfold", *words]
+    environment = os.environ | {LIFELINE: str(reading)}
+    # in a group of its own, or Ctrl-C would reach it twice
+    with Popen(command, env=environment, pass_fds=[reading], process_group=0) as process, _forwarded(process):
+        os.close(reading)
+        try:
+            exceeded = None if "--no-limits" in words else _watched(process)
+            code = process.wait()
+        finally:
+            os.close(writing)
+    return exceeded or (code if code >= 0 else _death(-code))
+
+
+def _watched(process: Popen[bytes]) -> BnfoldError | None:
+    """Wait for the process, and end it where it exceeds a limit."""
+    from subprocess import TimeoutExpired
+
+    end, most = time.monotonic() + MOST_SECONDS, MOST_OF_MEMORY * _installed()
+    while process.poll() is None:
+        if time.monotonic() > end:
+            process.kill()
+            return NoVerdict(f"the model ran for more than {MOST_SECONDS:g} s", code="limit", hint=_LIFTED)
+        if _resident(process.pid) > most:
+            process.kill()
+            return NoVerdict(f"the model took more than {most / 2**30:.3g} GB", code="limit", hint=_LIFTED)
+        with suppress(TimeoutExpired):
+            process.wait(PAUSE)
+    return None
+
+
+_LIFTED = "--no-limits lifts the limits of memory and time"
+
+
+def _installed() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _resident(pid: int) -> int:
+    """The bytes of memory that a process holds, 0 where the system does not say (it is only asked on Linux)."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _death(number: int) -> BnfoldError:
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL:
+        message = "the process that ran the model was killed, as a system does that runs out of memory"
+        return EnvironmentFailure(message, code="out-of-memory")
+    return NoVerdict(f"the process that ran the model died of {name}", code="crashed")
+
+
+@contextmanager
+def _forwarded(process: Popen[bytes]) -> Iterator[None]:
+    """What is to end this process ends the other, whose answer is then awaited."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_the_first() -> None:
+    """In the second process: end as if terminated when the first one is gone."""
+    lifeline = os.environ.get(LIFELINE)
+    if lifeline is None:
+        return
+
+    def wait() -> None:
+        try:
+            os.read(int(lifeline), 1)
+        except (OSError, ValueError):
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

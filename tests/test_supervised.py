@@ -1,0 +1,103 @@
+"""A process that dies of a model is told of by one that does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from command_line import bnfold, demo_in, validated
+
+from bnfold.cli import supervised
+from bnfold.errors import Exit
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at the processes of Linux")
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+@contextmanager
+def busy(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A long benchmark, and the process in which it runs."""
+    command = [sys.executable, "-m", "bnfold", "bench", str(demo_in(folder)), "--budget", "60", "--json", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            end = time.monotonic() + 60
+            while not (found := children(process.pid)) or not children(found[0]):
+                assert time.monotonic() < end, "the second process measures in others"
+                time.sleep(0.05)
+            yield process, found[0]
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGSEGV, Exit.NO_VERDICT, "died of SIGSEGV"),
+        (signal.SIGABRT, Exit.NO_VERDICT, "died of SIGABRT"),
+        (signal.SIGKILL, Exit.ENVIRONMENT, "was killed"),
+    ],
+)
+def test_a_crash_is_one_sentence_and_a_report(number: signal.Signals, code: Exit, said: str, tmp_path: Path) -> None:
+    with busy(tmp_path) as (process, second):
+        os.kill(second, number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert validated(out)["exit_code"] == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)])
+def test_what_ends_the_first_ends_both(number: signal.Signals, code: Exit, tmp_path: Path) -> None:
+    with busy(tmp_path) as (process, second):
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert validated(out)["exit_code"] == code
+    assert not Path(f"/proc/{second}").exists()
+
+
+def test_the_second_ends_with_the_first(tmp_path: Path) -> None:
+    with busy(tmp_path) as (process, second):
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 30
+        while Path(f"/proc/{second}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("limit", "said"), [("MOST_SECONDS", "more than 0.1 s"), ("MOST_OF_MEMORY", "GB")])
+def test_limits(limit: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, limit, 0.1 if limit == "MOST_SECONDS" else 1e-6)
+    found = supervised.supervise(["fold", str(demo_in(tmp_path)), "-q"])
+    assert not isinstance(found, int)
+    assert found.exit_code is Exit.NO_VERDICT
+    assert said in str(found)
+    assert found.hint == "--no-limits lifts the limits of memory and time"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.onnx"]
+
+
+def test_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "MOST_SECONDS", 0.1)
+    assert supervised.supervise(["fold", str(demo_in(tmp_path)), "-q", "--no-check", "--no-limits"]) == Exit.OK
+
+
+def test_only_what_executes_is_supervised() -> None:
+    assert [word for word in ("fold", "export", "check", "bench", "inspect", "explain", "demo", "--help") if
+            supervised.is_wanted([word], {})] == ["fold", "export", "check", "bench"]  # fmt: skip
+    assert not supervised.is_wanted(["fold"], {supervised.LIFELINE: "3"})
+
+
+def test_the_exit_code_is_that_of_the_second(tmp_path: Path) -> None:
+    assert bnfold("fold", tmp_path / "none.onnx").returncode == Exit.REJECTED
