@@ -131,6 +131,8 @@ class Both:
         return drawn.astype(numpy_dtype(self.reference.tissue.floats[name]))
 
     def _draws(self, stretch: Stretch) -> int:
+        if stretch.before.output not in self.reference.sketches:  # a decision, which is compared and not measured
+            return 1
         shape = self.reference.shape(stretch.before.output)
         samples = min((prod(shape) // size for size in shape[1:] if size > 1), default=prod(shape))
         wanted = -(-FEWEST // max(samples, 1))
