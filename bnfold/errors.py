@@ -45,7 +45,7 @@ class BnfoldError(Exception):
     default_code: str = "internal"
 
     def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
-        super().__init__(clean(message))
+        super().__init__("\n".join(map(clean, message.split("\n"))))
         self.code = code or self.default_code
         self.hint = hint
 

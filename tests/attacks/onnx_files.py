@@ -271,7 +271,7 @@ ATTACKS = (
     Attack("a shape that overflows", partial(sized, dims=(1 << 40, 1 << 40)), "limit", "its tensors have"),
     Attack("fewer numbers inside than the shape says", short, "invalid-model", "too little or too much data"),
     Attack("a shape inside that overflows", partial(short, dims=(1 << 40, 1 << 40)), "limit", "its tensors have"),
-    Attack("a shape below zero", partial(short, dims=(-2,)), "invalid-model", "too little"),
+    Attack("a shape below zero", partial(short, dims=(-2,)), "invalid-model", "a size below zero"),
     Attack("subgraphs nested 20 deep", partial(nested, 20), "limit", "nested more than 16 deep"),
     Attack("subgraphs nested 400 deep", partial(nested, 400), "not-onnx"),
     Attack("a name of 100,000 characters", long_name, "limit", "characters"),
