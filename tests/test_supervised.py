@@ -97,6 +97,7 @@ def test_only_what_executes_is_supervised() -> None:
     assert [word for word in ("fold", "export", "check", "bench", "inspect", "explain", "demo", "--help") if
             supervised.is_wanted([word], {})] == ["fold", "export", "check", "bench"]  # fmt: skip
     assert not supervised.is_wanted(["fold"], {supervised.LIFELINE: "3"})
+    assert not supervised.is_wanted(["fold", "--help"], {})
 
 
 def test_the_exit_code_is_that_of_the_second(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ PAUSE = 0.2
 def is_wanted(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a command line is one to be supervised, and is not yet."""
     command = next((word for word in words if not word.startswith("-")), "")
-    return os.name == "posix" and command in EXECUTING and LIFELINE not in environment
+    asked = command in EXECUTING and "--help" not in words
+    return os.name == "posix" and asked and LIFELINE not in environment
 
 
 def supervise(words: Sequence[str]) -> int | BnfoldError:
@@ -81,7 +82,7 @@ def _installed() -> float:
 
 
 def _resident(pid: int) -> int:
-    """The bytes of memory that a process holds, 0 where the system does not say (it is only asked on Linux)."""
+    """The bytes of memory that a process holds, 0 where the system does not say in /proc."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

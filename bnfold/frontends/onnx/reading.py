@@ -189,9 +189,10 @@ def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview],
 
 def _is_text(data: bytes) -> bool:
     try:
-        return bool(data.decode()) or True
+        data.decode()
     except UnicodeDecodeError:
         return False
+    return True
 
 
 def _complaint(tensor: onnx.TensorProto, apart: memoryview | None) -> str | None:
