@@ -218,6 +218,8 @@ class Execution:
     def _end_to_end_status(self) -> tuple[Status, str]:
         if refusal := self.too_large.get("L4") or self.no_inputs or self.actual.refusal or self.exact.refusal:
             return Status.SKIPPED, refusal
+        if self.candidate.refusal and self.ends.compared and not self.strict:
+            return Status.FAIL, f"the candidate refuses some inputs that the original takes: {self.candidate.refusal}"
         if self.candidate.refusal:
             return self._broken(self.candidate.refusal)
         if not self.ends.compared:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 
+from bnfold.verify.anatomy import Anatomy
 from bnfold.verify.sketch import Sketch
 
 EQUAL = 1e-3
@@ -85,3 +87,31 @@ def similar(reference: Sketches, candidate: Sketches, mine: Iterable[str], other
             found[name] = other
             free.remove(other)
     return {name: found[name] for name in reference if name in found}
+
+
+def align(reference: Anatomy, candidate: Anatomy, found: Mapping[str, str]) -> dict[str, str]:
+    """Pairs beside those of `found` that stand at the same place, whatever they hold: behind a mistake nothing else is
+    left to tell by. Those of one name first, then by the order of the graphs.
+
+    What linear operators make is left out, unless a decision is taken on it: a fold moves the place of that.
+    """
+    mine, theirs = _places(reference, found.keys()), _places(candidate, {*found.values()})
+    pairs = {name: name for name, place in mine.items() if theirs.get(name) == place}
+    left = [[name for name in places if name not in pairs] for places in (mine, theirs)]
+    order = SequenceMatcher(None, [mine[name] for name in left[0]], [theirs[name] for name in left[1]], autojunk=False)
+    for first, second, size in order.get_matching_blocks():
+        pairs |= dict(zip(left[0][first : first + size], left[1][second : second + size], strict=True))
+    return {name: pairs[name] for name in mine if name in pairs}
+
+
+def _places(anatomy: Anatomy, taken: Iterable[str]) -> dict[str, str]:
+    """Of every value that may be paired: which decision it enters, or else which operator makes it, and its shape."""
+    enters = {name: step.op for step in reversed(anatomy.steps) if step.decides for name in step.inputs}
+    names = [name for name in anatomy.sketches.keys() - set(taken) if name in anatomy.makers]
+    found = {}
+    for name in sorted(names, key=anatomy.makers.__getitem__):
+        step = anatomy.steps[anatomy.makers[name]]
+        if name in enters or not step.terms:
+            role = f"into {enters[name]}" if name in enters else f"{step.outputs.index(name)} of {step.op}"
+            found[name] = f"{role} {anatomy.shape(name)}"
+    return found

@@ -12,7 +12,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import cached_property
+from math import inf, isfinite, prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from bnfold.errors import NoVerdict
 from bnfold.model import Arrays
 from bnfold.verify.anatomy import Anatomy, Part, Piece, Tissue
 from bnfold.verify.inputs import numpy_dtype
-from bnfold.verify.matching import match
+from bnfold.verify.matching import align, match
 from bnfold.verify.meters import EPSILONS
 from bnfold.verify.noise import FEWEST, Noise
 
 MOST_DRAWS = 32
+MOVES = 4
 MOST_NUMBERS = 1 << 24
 """How many values a stretch may compute over all its samples; a stretch always gets one sample."""
 
@@ -77,10 +79,22 @@ class Both:
         given = {mine: other for mine, other in ports.items() if mine in first.sketches}
         return cls(first, second, match(first.sketches, second.sketches, given), ports)
 
+    @cached_property
+    def placed(self) -> Mapping[str, str]:
+        """The matches; where a value that is decided on, or one that leads nowhere, has none, with those that only
+        stand at the same place. In topological order of the reference."""
+        reference = self.reference
+        read = {name for step in reference.steps for name in step.inputs}
+        telling = [name for name in reference.sketches if name in reference.deciding or name not in read]
+        if all(name in self.matches for name in telling):
+            return self.matches
+        found = {**self.matches, **align(reference, self.candidate, self.matches)}
+        return {name: found[name] for name in (*self.ports, *reference.sketches) if name in found}
+
     def ends(self, results: Sequence[Pair]) -> list[Pair]:
-        """Where stretches end: at matched values that are computed, and at the results of the models."""
-        matched = [pair for pair in self.matches.items() if pair[0] in self.reference.makers]
-        return list(dict.fromkeys([*matched, *results]))
+        """Where stretches end: at paired values that are computed, and at the results of the models."""
+        paired = [pair for pair in self.placed.items() if pair[0] in self.reference.makers]
+        return list(dict.fromkeys([*paired, *results]))
 
     def stretch(self, cuts: Mapping[str, str], end: Pair) -> Stretch:
         """From the nearest cuts before `end`. Raises `NoVerdict` where a model reads what nothing makes.
@@ -151,6 +165,37 @@ class Both:
             (natural if is_natural else dense).add(*results)
         return [natural, dense]
 
+    def over_rounding(self, stretch: Stretch, seed: int) -> float | None:
+        """How far the candidate is from float64, over how far the reference comes in float64 when everything that it
+        reads moves by the square root of a rounding; None where that moves nothing, or the numbers do not compare.
+
+        For stretches that round or decide inside: a decision that a rounding turned is one that many roundings turn.
+        """
+        recorded = self.natural(stretch)
+        first, second = self.parts(stretch)
+        exact, before, after = first.exact(), first.actual(), second.actual()
+        mine, theirs = stretch.end
+        off = moved = 0.0
+        for feeds in (*([] if recorded is None else [recorded]), next(self.drawn(stretch, seed))):
+            given = {name: feeds[name] for name in stretch.before.inputs}
+            truth = exact(given)[mine]
+            others = [exact(self._moved(given, [seed, turn]))[mine] for turn in range(MOVES)] + [before(given)[mine]]
+            errors = [_squares(truth, other) for other in (after(self._translated(stretch, feeds))[theirs], *others)]
+            if not all(map(isfinite, errors)):
+                return None
+            off, moved = off + errors[0], moved + max(errors[1:])
+        return sqrt(off / moved) if moved else None
+
+    def _moved(self, feeds: Arrays, seed: list[int]) -> Arrays:
+        """Every floating-point input, off by normal numbers of the square root of its epsilon times its size."""
+        random, floats = np.random.default_rng(seed), self.reference.tissue.floats
+        found = {**feeds}
+        for name in sorted(feeds.keys() & floats.keys()):
+            value = feeds[name].astype(np.float64)
+            size = np.sqrt(np.mean(np.square(value)) * EPSILONS[floats[name]]) if value.size else 0.0
+            found[name] = (value + size * random.standard_normal(value.shape)).astype(feeds[name].dtype)
+        return found
+
     def results(self, stretch: Stretch, seed: int) -> Iterator[tuple[bool, Any, Any, Any]]:
         """What both make of natural and of dense numbers: whether they are natural, the reference in float64, the
         reference and the candidate in the runtime. Raises `NoVerdict` where one of both parts cannot run."""
@@ -183,3 +228,8 @@ class Both:
         second.store(folder / f"candidate-part{self.candidate.tissue.suffix}")
         numbers = self.natural(stretch)
         np.savez(folder / "part-inputs.npz", **(numbers or next(self.drawn(stretch, 0))))  # type: ignore[arg-type]
+
+
+def _squares(truth: Any, found: Any) -> float:
+    """The squared differences together; infinite where numbers have no place of their own."""
+    return float(np.square(found.astype(np.float64) - truth).sum()) if found.shape == truth.shape else inf
