@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +40,10 @@ from bnfold.verify.result import Layer, Status
 from bnfold.verify.stretches import Both, Pair, Stretch
 
 LIMIT = 8.0
+
+CLEAR = 8.0
+"""Where values are only paired by their place, a stretch fails beyond the limit times this: it may end behind an
+operator that lets little of the error through, where ratios scatter."""
 
 MOST_GUESSES = 24
 """How many pairs are tried to find where a stretch begins to go wrong."""
@@ -84,6 +89,7 @@ class Local:
     changed: int = 0
     compared: int = 0
     worst: Ratio | None = None
+    worst_limit: float = LIMIT
     refusals: list[str] = field(default_factory=list)
     failing: Failing | None = None
 
@@ -99,23 +105,34 @@ class Local:
                 continue
             if (failing := self._judged(stretch)) is None:
                 continue
-            if end in self.results or end[0] in self.both.matches or self._is_well(cuts, ends[number + 1 :]):
+            if end in self.results or end[0] not in self._guessed or self._is_well(cuts, end, ends[number + 1 :]):
                 self.failing = self._smallest(failing, cuts)
                 return
             del cuts[end[0]]
 
-    def _is_well(self, cuts: Mapping[str, str], ends: Sequence[Pair]) -> bool:
-        """Whether nothing fails that starts from values which only stand at the same place: then they are meant to be
-        equal. Channels in another order are undone further on."""
+    def _is_well(self, cuts: Mapping[str, str], pair: Pair, ends: Sequence[Pair]) -> bool:
+        """Whether two values that only stand at the same place are meant to be equal: somebody reads them, and all
+        agrees that starts from such values. Channels in another order are undone further on."""
+        is_read = False
         for end in ends:
             try:
                 stretch = self.both.stretch(cuts, end)
-            except NoVerdict:
-                continue
-            guessed = stretch.reads.keys() - self.both.matches.keys() - self.both.ports.keys()
-            if guessed and not stretch.same and (self._incomparable(stretch) or self._fails(cuts, end)):
+                if self._guessed.isdisjoint(stretch.reads):
+                    continue
+                is_read |= pair[0] in stretch.reads
+                if not stretch.same and (self._incomparable(stretch) or not self.both.agree(stretch, self.seed)):
+                    return False
+            except (NoVerdict, MissingDependency):
                 return False
-        return True
+        return is_read
+
+    @cached_property
+    def _guessed(self) -> frozenset[str]:
+        """The values that are paired by nothing but their place."""
+        return frozenset(self.both.placed.keys() - self.both.matches.keys())
+
+    def _limit(self, stretch: Stretch) -> float:
+        return LIMIT if self._guessed.isdisjoint((*stretch.reads, stretch.end[0])) else LIMIT * CLEAR
 
     def _refuse(self, reason: str) -> None:
         self.changed += 1
@@ -137,7 +154,9 @@ class Local:
             self.refusals.append(f"{stretch} has too few finite results")
         else:
             self.compared += 1
-            self.worst = ratio if self.worst is None or ratio.figure > self.worst.figure else self.worst
+            limit = self._limit(stretch)
+            if self.worst is None or ratio.figure / limit > self.worst.figure / self.worst_limit:
+                self.worst, self.worst_limit = ratio, limit
         return failing
 
     def _incomparable(self, stretch: Stretch) -> str | None:
@@ -169,10 +188,11 @@ class Local:
         return Failing(stretch, ratio, LIMIT, because)
 
     def _over(self, stretch: Stretch, ratio: Ratio | None) -> Failing | None:
-        if ratio is None or ratio.figure <= LIMIT:
+        limit = self._limit(stretch)
+        if ratio is None or ratio.figure <= limit:
             return None
         because = f"{stretch.before.output} of {stretch}: {ratio}"
-        return Failing(stretch, ratio.figure, LIMIT, because, ratio.index if ratio.axis == 1 else None)
+        return Failing(stretch, ratio.figure, limit, because, ratio.index if ratio.axis == 1 else None)
 
     def _beyond_arithmetic(self, stretch: Stretch) -> Failing | None:
         for step in stretch.after.steps:
@@ -265,7 +285,7 @@ class Local:
         )
         if self.refusals:
             because += f" (not compared: {self.refusals[0]})"
-        return Layer("L3", Status.PASS, because, self.worst.figure, LIMIT)
+        return Layer("L3", Status.PASS, because, self.worst.figure, self.worst_limit)
 
 
 def opened(reference: Subject, candidate: Subject, execution: Execution, feeds: Arrays) -> tuple[Both, list[Pair]]:
