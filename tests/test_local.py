@@ -30,7 +30,7 @@ from bnfold.verify.anatomy import Anatomy
 from bnfold.verify.check import CheckPlan
 from bnfold.verify.execution import Execution
 from bnfold.verify.forcing import between_decisions
-from bnfold.verify.local import CLEAR, LIMIT, Local
+from bnfold.verify.local import Local
 from bnfold.verify.local import opened as opened_models
 from bnfold.verify.matching import match, similar
 from bnfold.verify.noise import Noise
@@ -216,8 +216,8 @@ def test_a_mistake_is_named(
     assert len(local.failing.stretch.before.steps) <= 4, found.because
     assert channel is None or found.channel == channel, found.because
     assert found.figure is not None
-    assert found.limit in (LIMIT, LIMIT * CLEAR)
-    assert found.figure > found.limit
+    assert found.limit == 8
+    assert found.figure > 8
 
 
 def test_an_operator_behind_a_mistake_is_not_blamed() -> None:

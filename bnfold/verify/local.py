@@ -41,10 +41,6 @@ from bnfold.verify.stretches import Both, Pair, Stretch
 
 LIMIT = 8.0
 
-CLEAR = 8.0
-"""Where values are only paired by their place, a stretch fails beyond the limit times this: it may end behind an
-operator that lets little of the error through, where ratios scatter."""
-
 MOST_GUESSES = 24
 """How many pairs are tried to find where a stretch begins to go wrong."""
 
@@ -89,7 +85,6 @@ class Local:
     changed: int = 0
     compared: int = 0
     worst: Ratio | None = None
-    worst_limit: float = LIMIT
     refusals: list[str] = field(default_factory=list)
     failing: Failing | None = None
 
@@ -103,12 +98,14 @@ class Local:
                 continue
             if stretch.same:
                 continue
-            if (failing := self._judged(stretch)) is None:
-                continue
-            if end in self.results or end[0] not in self._guessed or self._is_well(cuts, end, ends[number + 1 :]):
+            refused = len(self.refusals)
+            failing = self._judged(stretch)
+            sure = end in self.results or end[0] not in self._guessed
+            if failing is not None and (sure or self._is_well(cuts, end, ends[number + 1 :])):
                 self.failing = self._smallest(failing, cuts)
                 return
-            del cuts[end[0]]
+            if not sure and (failing is not None or len(self.refusals) > refused):
+                del cuts[end[0]]
 
     def _is_well(self, cuts: Mapping[str, str], pair: Pair, ends: Sequence[Pair]) -> bool:
         """Whether two values that only stand at the same place are meant to be equal: somebody reads them, and all
@@ -131,9 +128,6 @@ class Local:
         """The values that are paired by nothing but their place."""
         return frozenset(self.both.placed.keys() - self.both.matches.keys())
 
-    def _limit(self, stretch: Stretch) -> float:
-        return LIMIT if self._guessed.isdisjoint((*stretch.reads, stretch.end[0])) else LIMIT * CLEAR
-
     def _refuse(self, reason: str) -> None:
         self.changed += 1
         self.refusals.append(reason)
@@ -154,9 +148,7 @@ class Local:
             self.refusals.append(f"{stretch} has too few finite results")
         else:
             self.compared += 1
-            limit = self._limit(stretch)
-            if self.worst is None or ratio.figure / limit > self.worst.figure / self.worst_limit:
-                self.worst, self.worst_limit = ratio, limit
+            self.worst = ratio if self.worst is None or ratio.figure > self.worst.figure else self.worst
         return failing
 
     def _incomparable(self, stretch: Stretch) -> str | None:
@@ -171,7 +163,11 @@ class Local:
         return None
 
     def _ratio(self, stretch: Stretch) -> Ratio | None:
-        found = [ratio for noise in self.both.noises(stretch, self.seed) if (ratio := noise.worst()) is not None]
+        """The largest; of all numbers together where values are paired by nothing but their place, since an end behind
+        an operator that lets little of the error through has ratios that scatter from channel to channel."""
+        guessed = not self._guessed.isdisjoint((*stretch.reads, stretch.end[0]))
+        noises = self.both.noises(stretch, self.seed)
+        found = [ratio for noise in noises if (ratio := noise.pooled() if guessed else noise.worst()) is not None]
         return max(found, key=lambda ratio: ratio.figure, default=None)
 
     def _beyond_rounding(self, stretch: Stretch) -> Failing | None:
@@ -188,11 +184,10 @@ class Local:
         return Failing(stretch, ratio, LIMIT, because)
 
     def _over(self, stretch: Stretch, ratio: Ratio | None) -> Failing | None:
-        limit = self._limit(stretch)
-        if ratio is None or ratio.figure <= limit:
+        if ratio is None or ratio.figure <= LIMIT:
             return None
         because = f"{stretch.before.output} of {stretch}: {ratio}"
-        return Failing(stretch, ratio.figure, limit, because, ratio.index if ratio.axis == 1 else None)
+        return Failing(stretch, ratio.figure, LIMIT, because, ratio.index if ratio.axis == 1 else None)
 
     def _beyond_arithmetic(self, stretch: Stretch) -> Failing | None:
         for step in stretch.after.steps:
@@ -285,7 +280,7 @@ class Local:
         )
         if self.refusals:
             because += f" (not compared: {self.refusals[0]})"
-        return Layer("L3", Status.PASS, because, self.worst.figure, self.worst_limit)
+        return Layer("L3", Status.PASS, because, self.worst.figure, LIMIT)
 
 
 def opened(reference: Subject, candidate: Subject, execution: Execution, feeds: Arrays) -> tuple[Both, list[Pair]]:
