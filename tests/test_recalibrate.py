@@ -95,6 +95,7 @@ ROWS = [
     Row("a sequence", chain(nn.BatchNorm1d(4)), [images(seed, 2, 4, 9) for seed in range(2)], ("0",), 2),
     Row("three dimensions", chain(nn.BatchNorm3d(2)), [images(seed, 2, 2, 3, 4, 5) for seed in range(2)], ("0",), 2),
     Row("a batch of one row first", chain(nn.BatchNorm1d(4)), [images(1, 1, 4), images(2, 3, 4)], ("0",), 2),
+    Row("written in place", chain(nn.Hardtanh(-3.0, 3.0, inplace=True), nn.BatchNorm2d(3)), IMAGES, ("1",), 2),
     Row("an empty batch", chain(*CONV), [IMAGES[0][:0], *IMAGES], ("1", "4"), 3),
     Row("branches are measured in one pass", Branches, IMAGES, ("first", "left_norm", "right_norm", "last"), 4),
     Row("shared, by position", Twins, PAIRS, TWINS, 3),
@@ -369,18 +370,16 @@ def spoilt(net: nn.Module) -> nn.Module:
     return net
 
 
-# The share of right answers of the trained network, of the spoilt one, and of the one that is recalibrated.
+# The share of right answers of the trained network, of the spoilt one and of the recalibrated one, and what folds.
 @pytest.mark.parametrize(
-    ("name", "trained", "stale", "restored"),
+    ("name", "trained", "stale", "restored", "folds"),
     [
-        ("digits_mlp", 0.9778, 0.6444, 0.9778),
-        pytest.param("digits_resnet", 0.9956, 0.2533, 0.9956, marks=pytest.mark.slow),
-        pytest.param("digits_densenet", 0.9956, 0.0956, 0.9956, marks=pytest.mark.slow),
-        pytest.param("digits_siamese", 0.98, 0.8033, 0.98, marks=pytest.mark.slow),
+        ("digits_mlp", 0.9778, 0.6444, 0.9778, 3),
+        pytest.param("digits_resnet", 0.9956, 0.2533, 0.9956, 8, marks=pytest.mark.slow),
     ],
 )
 def test_a_network_with_stale_statistics_is_restored_and_its_fold_is_proved(
-    name: str, trained: float, stale: float, restored: float, networks: Any, models: Path
+    name: str, trained: float, stale: float, restored: float, folds: int, networks: Any, models: Path
 ) -> None:
     nets, tasks = networks
     net = nets.NETS[name]().eval()
@@ -400,7 +399,7 @@ def test_a_network_with_stale_statistics_is_restored_and_its_fold_is_proved(
     assert max(layer.mean_max for layer in result.report.layers) > 1
     examples = tuple(tensor[:2] for tensor in inputs)
     folded = bnfold.fold(result.model, examples)
-    assert folded.report.folded == bnfold.fold(net, examples).report.folded
+    assert folded.report.folded == folds
     assert bnfold.check(result.model, folded.model, examples, level="static").verdict is Verdict.PROVED
 
 
@@ -439,11 +438,11 @@ def test_near_is_relative_to_the_deviation_and_rejects_what_is_not() -> None:
 
 
 def test_drift_says_how_far_where_and_in_what_unit() -> None:
-    old, new = statistics([1.0, 0.0], [4.0, 0.75]), statistics([4.0, 0.0], [4.0, 3.75])
+    old, new = statistics([1.0, 0.0], [4.0, 0.75]), statistics([4.0, 0.0], [12.5, 3.75])
     drift = drift_of("norm", 12, old, new, 0.25)
-    shift, divergence = 3 / np.sqrt(4.25), 9 / 4.25 / 2
+    shift, divergence = 3 / np.sqrt(4.25), (9 / 4.25 + 3 - 1 - np.log(3)) / 2
     assert (drift.name, drift.channels, drift.count, drift.worst_channel) == ("norm", 2, 12, 0)
-    assert (drift.variance_low, drift.variance_high) == (1, 4)
+    assert (drift.variance_low, drift.variance_high) == (3, 4)
     assert [drift.mean_max, drift.mean_rms, drift.divergence] == pytest.approx([shift, shift / np.sqrt(2), divergence])
     still = drift_of("norm", 12, old, old, 0.25)
     assert (still.mean_max, still.variance_low, still.variance_high, still.divergence) == (0, 1, 1, 0)

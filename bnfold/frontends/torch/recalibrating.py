@@ -28,7 +28,7 @@ from bnfold.moments import DriftReport, Moments, Statistics, Untouched, drift_of
 
 Found = dict[str, Moments]
 Norms = Mapping[str, Any]
-"""Batch norms by path, as torch's own classes type their buffers."""
+"""Batch norms by path; torch types their buffers as optional, and those here have them."""
 
 _AGAIN = "pass a list of batches, or a DataLoader whose batches are the same each time"
 _NEAR = 8  # roundings of the stored type, for batches that come in another order
@@ -79,19 +79,17 @@ def _settle(module: nn.Module, norms: Norms, data: Iterable[Any]) -> tuple[Found
     The first batch alone is read first, each batch norm corrected before its result goes on: with one batch that is
     all, with more it is near.
     """
-    before = _read(module, norms, islice(data, 1), lambda name, moments: _correct(norms[name], moments))
+    _read(module, norms, islice(data, 1), lambda name, moments: _correct(norms[name], moments))
     for passes in count(1):
         found = _read(module, norms, data)
         _demand_two(found)
-        names = before.keys() | found.keys()
-        moved = [name for name in names if not _repeats(norms[name], before.get(name), found.get(name))]
+        moved = [name for name, moments in found.items() if not _repeats(norms[name], moments)]
         if not moved:
             break
-        if len(names) - len(moved) < passes - 1:
-            raise _unsettled(next(name for name in (*found, *before) if name in moved))
+        if len(found) - len(moved) < passes - 1:
+            raise _unsettled(moved[0])
         for name, moments in found.items():
             _correct(norms[name], moments)
-        before = found
     _demand_finite(norms, found)
     return found, passes
 
@@ -181,12 +179,10 @@ def _correct(norm: Any, moments: Moments) -> None:
         _store(norm, _rounded(norm, moments))
 
 
-def _repeats(norm: Any, before: Moments | None, found: Moments | None) -> bool:
-    """Whether the last pass found as many values as the one before it, and the statistics that are stored."""
-    if before is None or found is None or before.count != found.count:
-        return False
+def _repeats(norm: Any, moments: Moments) -> bool:
+    """Whether these are the moments that the batch norm stores."""
     tolerance = _NEAR * torch.finfo(norm.running_var.dtype).eps
-    return _rounded(norm, found).near(_stored(norm), norm.eps, tolerance)
+    return _rounded(norm, moments).near(_stored(norm), norm.eps, tolerance)
 
 
 def _demand_norms(module: nn.Module) -> None:
