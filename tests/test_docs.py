@@ -42,7 +42,7 @@ SLOW = {
     "reasons/mutated-in-place.md",
 }
 # What no test can do, as the page itself says in the title of the block.
-NOT_RUN = re.compile(r"not run in the tests: (needs timm|installs bnfold|needs 5 GB|installs a git hook)")
+NOT_RUN = re.compile(r"not run in the tests: (needs timm|needs 5 GB|installs a git hook)")
 FENCE = re.compile(r'^```(\w*)(?: title="([^"\n]+)")?\n(.*?)^```$', flags=re.MULTILINE | re.DOTALL)
 
 
