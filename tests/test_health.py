@@ -20,9 +20,11 @@ from torch.export import ExportedProgram
 from bnfold.cli import main
 from bnfold.dialects import Dialect, onnx_dialect, torch_dialect
 from bnfold.errors import Exit
-from bnfold.evidence import StoredNorm
+from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
+from bnfold.graph import Site
+from bnfold.outcome import FoldReport, Outcome
 from bnfold.pipeline import run_inspect
 from bnfold.reports import explain
 from bnfold.reports.conditions import FOUND_REASONS, Condition
@@ -127,6 +129,13 @@ def behind_relu(net: Net) -> str:
     return net.node("Relu", [dropout(0.3)(net)])
 
 
+def behind_many(net: Net) -> str:
+    value = dropout(0.3)(net)
+    for _ in range(9):
+        value = net.node("Relu", [value])
+    return value
+
+
 def added_to_itself(net: Net) -> str:
     return net.node("Add", [dropout(0.3)(net), "x"])
 
@@ -145,6 +154,7 @@ def behind_softmax(net: Net) -> str:
         (in_onnx(front=behind_relu), [("dropout-before-norm", "note", ())]),
         (in_onnx(front=dropout(0.0)), []),
         (in_onnx(front=added_to_itself), []),
+        (in_onnx(front=behind_many), []),
         (in_onnx(front=behind_softmax), []),
         (in_onnx(training_mode=1), [("batch-statistics", "warning", ())]),
     ],
@@ -169,6 +179,30 @@ def test_a_fault_of_the_settings_or_the_place_in_torch(
     front: tuple[nn.Module, ...], more: dict[str, Any], told: list[Told]
 ) -> None:
     assert found(torch_dialect(), in_torch(*front, **more)) == told
+
+
+def taken(numbers: list[float], former: float = 1.0) -> list[Told]:
+    """What is told of an operator with a weight for each channel, all of which were `former` before."""
+    before, after = (StoredLinear("linear", np.array(each).reshape(-1, 1), None) for each in ([former] * 4, numbers))
+    report = FoldReport((Outcome(Site("bn", "BatchNormalization"), 4, 1, "", (Site("fc", "Gemm"),), None),))
+    told = findings(Evidence({}, {"fc": before}), Evidence({}, {"fc": after}), report)
+    return [(finding.code, finding.severity, finding.channels) for finding in told]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "former", "told"),
+    [
+        ([1, 1, 1, 32], 1, []),
+        ([1, 1, 1, -33], 1, [("scale-spread", "note", (3,))]),
+        ([0, 0, 0, 33], 1, []),
+        ([0, 0, 0, 0], 1, []),
+        ([65504] * 4, 1, []),
+        ([65505] * 4, 1, [("float16-overflow", "warning", ALL)]),
+        ([65505] * 4, 65505, []),
+    ],
+)
+def test_what_folding_did_to_an_operator(numbers: list[float], former: float, told: list[Told]) -> None:
+    assert taken(numbers, former) == told
 
 
 def norm(**stored: Any) -> StoredNorm:

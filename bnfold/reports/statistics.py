@@ -118,8 +118,8 @@ def _settings(norm: StoredNorm) -> Iterator[Remark]:
         yield Remark(Condition.UNUSUAL_MOMENTUM, "note", text)
     if 0 < norm.dropout < 1:
         text = (
-            f"reads what a dropout of {norm.dropout:.3g} has passed: its stored variance may be up to "
-            f"{1 / (1 - norm.dropout):.3g} times that at inference"
+            f"reads what a dropout of {norm.dropout:.3g} has passed: its stored variance is that of noisier inputs, "
+            f"{1 / (1 - norm.dropout):.3g} times as large where they are independent and of mean 0"
         )
         yield Remark(Condition.DROPOUT_BEFORE_NORM, "note", text)
 

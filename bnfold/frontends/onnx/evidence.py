@@ -15,7 +15,16 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredOperands, StoredWindow
+from bnfold.evidence import (
+    REACH,
+    Elementwise,
+    Evidence,
+    StoredAffine,
+    StoredLinear,
+    StoredNorm,
+    StoredOperands,
+    StoredWindow,
+)
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.computing import COMPUTED, MOVES
 from bnfold.frontends.onnx.constants import MAX_DEPTH, constant_tensor, known_types
@@ -35,10 +44,11 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 
 
 NOISE_PASSES = (
-    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "LeakyRelu", "PRelu"),
+    *("Conv", "ConvTranspose", "Gemm", "Relu", "LeakyRelu", "PRelu"),
     *("Identity", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
 )
-"""What may be between a dropout and a batch norm that it disturbs: linear layers and ReLUs (arXiv 1801.05134)."""
+"""What may be between a dropout and a batch norm that it disturbs, beside a MatMul or Add of one constant: linear
+layers and ReLUs (arXiv 1801.05134)."""
 
 
 def evidence(model: ir.Model) -> Evidence:
@@ -121,14 +131,19 @@ class _Reader:
 
     def _dropout(self, value: ir.Value | None) -> float:
         """The ratio of the dropout in front of a value, through operators that pass its noise on; 0 without one."""
-        while value is not None and (node := value.producer()) is not None:
-            if walking.is_standard(node, "Dropout"):
+        for _ in range(REACH):
+            node = None if value is None else value.producer()
+            if node is not None and walking.is_standard(node, "Dropout"):
                 return self._ratio(node)
-            if not walking.is_standard(node, *NOISE_PASSES):
-                return 0.0
-            data = [each for each in node.inputs if each is not None and self._array(each) is None]
-            value = data[0] if len(data) == 1 else None
+            value = None if node is None else self._passed(node)
         return 0.0
+
+    def _passed(self, node: ir.Node) -> ir.Value | None:
+        """The one value whose noise reaches the output; None where there is none, or where it would not be the same."""
+        if walking.is_standard(node, "Add", "MatMul"):
+            data = [each for each in node.inputs if self._array(each) is None]
+            return data[0] if len(data) == 1 else None
+        return next(iter(node.inputs), None) if walking.is_standard(node, *NOISE_PASSES) else None
 
     def _ratio(self, node: ir.Node) -> float:
         """An attribute up to opset 11, then an input; 0.5 where neither is given."""

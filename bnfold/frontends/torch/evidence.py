@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.operator_schemas import normalize_function
 
-from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredWindow
+from bnfold.evidence import REACH, Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredWindow
 from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.casting import converted_tensor
 from bnfold.frontends.torch.constants import with_dtype
@@ -99,7 +99,9 @@ def _kept(arguments: dict[str, Any]) -> float | None:
 
 def _dropout(value: Any, values: _Values) -> float:
     """The probability of the dropout in front of a value, through operators that pass its noise on; 0 without one."""
-    while isinstance(value, fx.Node) and isinstance(value.target, torch._ops.OpOverload):
+    for _ in range(REACH):
+        if not isinstance(value, fx.Node) or not isinstance(value.target, torch._ops.OpOverload):
+            return 0.0
         name = value.target._schema.name.removeprefix("aten::").removesuffix("_")
         if name in _DROPOUTS:
             probability = _bound(value)[1].get("p")
