@@ -83,20 +83,21 @@ def _operators(original: Evidence, folded: Evidence, report: FoldReport) -> Iter
 def _changed(name: str, identity: str, before: StoredLinear, after: StoredLinear) -> Iterator[Finding]:
     """Three looks at the channels of the operator as it is now, and one at how it was where they show something."""
     rows = np.abs(_by_channel(after))
-    small, largest = _small(rows, after.bias), _largest(rows, after.bias)
+    weights = np.asarray(rows.max(axis=1, initial=0), np.float64)
+    small, largest = _small(rows, after.bias), _with_bias(weights, after.bias)
     over = largest > FLOAT16_LARGEST
     if small.any() or over.any():
         then = np.abs(_by_channel(before))
         if then.shape[0] == rows.shape[0]:
             small = small & ~_small(then, before.bias)
-            over = over & ~(_largest(then, before.bias) > FLOAT16_LARGEST)
+            over = over & ~(_with_bias(then.max(axis=1, initial=0), before.bias) > FLOAT16_LARGEST)
     if small.any():
         message = f"{told(small)} of {name}: a folded number is too small for the full precision of its type"
         yield _finding(Condition.SUBNORMAL, "warning", message, identity, small)
     if over.any():
         message = f"{told(over)} of {name}: a folded number is up to {largest[over].max():.3g}, beyond float16"
         yield _finding(Condition.FLOAT16_OVERFLOW, "warning", message, identity, over)
-    yield from _spread(name, identity, _largest(rows, None))
+    yield from _spread(name, identity, weights)
 
 
 def _spread(name: str, identity: str, largest: NDArray[np.float64]) -> Iterator[Finding]:
@@ -113,12 +114,10 @@ def _spread(name: str, identity: str, largest: NDArray[np.float64]) -> Iterator[
         yield _finding(Condition.SCALE_SPREAD, "note", message, identity, wide)
 
 
-def _largest(rows: NDArray[Any], bias: Tensor | None) -> NDArray[np.float64]:
-    """The largest magnitude of each output channel, of its weights and its bias."""
-    largest = np.asarray(rows.max(axis=1, initial=0), np.float64)
-    if bias is not None and bias.size == largest.size:
-        largest = np.maximum(largest, np.abs(bias.reshape(-1).astype(np.float64)))
-    return largest
+def _with_bias(weights: NDArray[Any], bias: Tensor | None) -> NDArray[np.float64]:
+    """The largest magnitude of each output channel, given that of its weights."""
+    wide = np.asarray(weights, np.float64)
+    return wide if bias is None or bias.size != wide.size else np.maximum(wide, np.abs(bias.reshape(-1)))
 
 
 def _small(rows: NDArray[Any], bias: Tensor | None) -> Channels:
