@@ -263,7 +263,7 @@ def test_an_affine_that_does_nothing_went_into_nothing() -> None:
     assert "folded into nothing" in junit.render(report)
 
 
-def stored_norm(variance: Any = 1.0, mean: Any = 0.0, epsilon: float = 1e-5) -> StoredNorm:
+def stored_norm(variance: Any = 1.0, mean: Any = 0.5, epsilon: float = 1e-5) -> StoredNorm:
     one = np.ones(3, np.float32)
     return StoredNorm(one, one, one * np.float32(mean), one * np.asarray(variance, np.float32), epsilon)
 
