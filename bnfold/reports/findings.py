@@ -26,6 +26,9 @@ SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-
 LARGE_CANCELLATION = 1000.0
 """The terms of a merged kernel are so many times larger than their sum."""
 
+PART = 1 << 20
+"""How many weights are looked at together."""
+
 LARGE_SPREAD = 32.0
 """One int8 scale has 127 steps for the largest channel; a channel so many times smaller has less than four of them."""
 
@@ -82,15 +85,14 @@ def _operators(original: Evidence, folded: Evidence, report: FoldReport) -> Iter
 
 def _changed(name: str, identity: str, before: StoredLinear, after: StoredLinear) -> Iterator[Finding]:
     """Three looks at the channels of the operator as it is now, and one at how it was where they show something."""
-    rows = np.abs(_by_channel(after))
-    weights = np.asarray(rows.max(axis=1, initial=0), np.float64)
-    small, largest = _small(rows, after.bias), _with_bias(weights, after.bias)
+    weights, small = _looked(after)
+    largest = _with_bias(weights, after.bias)
     over = largest > FLOAT16_LARGEST
     if small.any() or over.any():
-        then = np.abs(_by_channel(before))
-        if then.shape[0] == rows.shape[0]:
-            small = small & ~_small(then, before.bias)
-            over = over & ~(_with_bias(then.max(axis=1, initial=0), before.bias) > FLOAT16_LARGEST)
+        then, was_small = _looked(before)
+        if then.shape == weights.shape:
+            small = small & ~was_small
+            over = over & ~(_with_bias(then, before.bias) > FLOAT16_LARGEST)
     if small.any():
         message = f"{told(small)} of {name}: a folded number is too small for the full precision of its type"
         yield _finding(Condition.SUBNORMAL, "warning", message, identity, small)
@@ -120,12 +122,20 @@ def _with_bias(weights: NDArray[Any], bias: Tensor | None) -> NDArray[np.float64
     return wide if bias is None or bias.size != wide.size else np.maximum(wide, np.abs(bias.reshape(-1)))
 
 
-def _small(rows: NDArray[Any], bias: Tensor | None) -> Channels:
-    """Which output channels have a weight or bias that is subnormal."""
-    small = np.asarray(is_subnormal(rows).any(axis=1))
-    if bias is not None and bias.size == small.size:
-        small = small | is_subnormal(np.abs(bias.reshape(-1)))
-    return small
+def _looked(linear: StoredLinear) -> tuple[NDArray[np.float64], Channels]:
+    """Of each output channel: the largest magnitude of its weights, and whether a weight or its bias is subnormal. A
+    bounded part of the weights at a time."""
+    weight, bias = _by_channel(linear), linear.bias
+    count = len(weight)
+    largest, small = np.zeros(count), np.zeros(count, np.bool_)
+    step = max(1, PART // max(weight.shape[1], 1))
+    for start in range(0, count, step):
+        rows = np.abs(weight[start : start + step])
+        largest[start : start + step] = rows.max(axis=1, initial=0)
+        small[start : start + step] = is_subnormal(rows).any(axis=1)
+    if bias is not None and bias.size == count:
+        small |= is_subnormal(np.abs(bias.reshape(-1)))
+    return largest, small
 
 
 def _by_channel(linear: StoredLinear) -> NDArray[Any]:
