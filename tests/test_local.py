@@ -518,6 +518,23 @@ def test_of_equal_values_the_same_name_wins_and_then_the_last() -> None:
     assert match(sketches(x=a, y=a), sketches(last=a)) == {"y": "last"}
 
 
+@pytest.mark.parametrize("names", [None, renamed], ids=["", "renamed"])
+def test_behind_a_mistake_only_what_bends_keeps_its_place(names: Callable[[Proto], None] | None) -> None:
+    """A sum, a pool or what a convolution gives is another value in a fold, which moves affines across them."""
+
+    def negated(proto: Proto) -> None:
+        weight_of(proto, "c0", lambda values: -values)
+        if names is not None:
+            names(proto)
+
+    pair = looked(network(), folded(network(), negated)).both
+    guessed = {name: other for name, other in pair.placed.items() if name not in pair.matches}
+    places = {step.outputs[0]: step.name for step in pair.candidate.steps}
+    assert {name: places[other] for name, other in guessed.items()} == {f"r{i}": f"r{i}_node" for i in range(3)}
+    correct = looked(network(), folded(network())).both
+    assert correct.placed == correct.matches
+
+
 def test_likeness_serves_the_nearest_first() -> None:
     a = normal()
     reference, candidate = sketches(far=a * 1.4, near=a), sketches(one=a * 1.01)
