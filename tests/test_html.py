@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -28,8 +29,8 @@ from bnfold.benchmark import Comparison
 from bnfold.cli import main
 from bnfold.errors import NotEquivalent, NoVerdict, Rejected, UsageError, clean
 from bnfold.graph import Reason, Site
-from bnfold.outcome import FoldReport, Merged
-from bnfold.reports import files, html
+from bnfold.outcome import FoldReport, Merged, Outcome
+from bnfold.reports import charts, files, html
 from bnfold.reports.json import document
 from bnfold.run import Finding, Range, Run
 from bnfold.verify.result import Layer, Status, Verdict
@@ -140,7 +141,7 @@ def test_it_says_everything(rich_page: str) -> None:
             "in the way: conv2",
         ),
         *(Reason.PADDED_BORDER.remedy, "Mul → Flatten flatten1 → Gemm fc", "conv3 + conv4"),
-        *("every number was derived again", "onnxruntime is not installed", "logits", "nan", "float16-overflow", "5.0"),
+        *("Every number was derived again", "onnxruntime is not installed", "logits", "nan", "float16-overflow", "5.0"),
         *("1.5[1.4, inf], 95 %", "The control is the first model measured against itself: 1 [0.99, 1.01]", "load 0.5"),
         *("dead-channels", "channels 1, 2, 3", "3 channels are zero", "pickle-trusted", "bnfold fold in.onnx"),
         *("in.onnx", "2.5 MB", "sha256 0123456789abcdef", "−50 %"),
@@ -162,11 +163,54 @@ def test_every_chart_is_named_and_tells_its_numbers(rich_page: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "status", "told"),
-    [(0.0, Status.PASS, "0 of 4, within"), (9.0, Status.FAIL, "9 of 4, beyond"), (1e300, Status.FAIL, "1e+300 of 4")],
+    [
+        (0.0, Status.PASS, "0 of 4, within"),
+        (9.0, Status.FAIL, "9 of 4, beyond"),
+        (1e300, Status.FAIL, "1e+300 of 4"),
+        (math.inf, Status.WARN, "inf of 4, a warning"),
+    ],
 )
 def test_a_measurement_has_a_place_however_far_it_is(value: float, status: Status, told: str) -> None:
     check = replace(verification(), layers=(Layer("L4", status, "measured", value, 4.0),), outputs=())
     assert f"L4: {told}" in rendered(Run("check", check=check))
+
+
+@pytest.mark.parametrize(("value", "limit"), [(None, 4.0), (math.nan, 4.0), (2.0, None), (2.0, 0.0), (2.0, math.inf)])
+def test_what_has_no_place_is_not_drawn(value: float | None, limit: float | None) -> None:
+    check = replace(verification(), layers=(Layer("L4", Status.WARN, "measured", value, limit),))
+    assert "<svg" not in rendered(Run("check", check=check))
+
+
+def test_an_operator_is_drawn_once_and_the_largest_first() -> None:
+    run = full_run(folded("a", "x"), folded("b", "x"), folded("c", "y"))
+    run.ranges = {"a": Range(1.0, 2.0), "b": Range(1.0, 2.0), "c": Range(1.0, 3.0), "d": Range(0.0, 1.0)}
+    facts = document(report_of(run))["affines"]
+    assert [each["id"] for each in charts.changed(facts, "range")] == ["A003", "A001"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "before", "after"),
+    [
+        (folded(), ["Conv conv1", "BatchNormalization"], ["Conv conv1"]),
+        (
+            replace(folded(), via=(Site("r", "Reshape"), Site("t", "Transpose"))),
+            ["Conv conv1", "Transpose t, Reshape r", "BatchNormalization"],
+            ["Conv conv1"],
+        ),
+        (elementwise(), ["Mul", "Flatten flatten1", "Gemm fc"], ["Gemm fc"]),
+        (replace(folded(), rule="merge-branches"), ["BatchNormalization + Conv conv1"], ["Conv conv1"]),
+        (replace(folded(), into=()), ["BatchNormalization"], ["nothing: it has no effect"]),
+        (left(), ["BatchNormalization"], ["as it was"]),
+        (
+            replace(left(), rule="into-producer", into=(Site("conv1", "Conv"),)),
+            ["Conv conv1", "BatchNormalization"],
+            ["Conv conv1", "its shift"],
+        ),
+    ],
+)
+def test_what_stood_there_before_and_what_does_now(outcome: Outcome, before: list[str], after: list[str]) -> None:
+    (facts,) = document(report_of(full_run(outcome)))["affines"]
+    assert html.chain(facts) == (before, after)
 
 
 def test_the_same_report_gives_the_same_bytes(rich_page: str) -> None:
@@ -203,7 +247,7 @@ def test_hostile_names_are_text() -> None:
             [NoVerdict("nothing ran")],
             ["! no verdict", "– skipped"],
         ),
-        (full_run(folded(), command="inspect"), [], ["1 of 1 batch norms would fold", "what stands there then"]),
+        (full_run(folded(), command="inspect"), [], ["1 of 1 batch norm would fold", "what stands there then"]),
         (full_run(replace(folded(), into=())), [], ["nothing: it has no effect"]),
     ],
 )
@@ -221,7 +265,7 @@ def test_a_huge_model_is_cut_short_and_says_so() -> None:
     page = rendered(run)
     assert len(page.encode()) < 3_000_000
     text = lxml_html.document_fromstring(page).text_content()
-    assert "1,500 of 10,001 affines are shown" in text
+    assert "2,000 of 10,001 affines are shown" in text
     assert "stays" in text
     assert "and 9,800 more" in text
 

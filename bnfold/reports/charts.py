@@ -32,13 +32,13 @@ SETTINGS: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "ytick.color", "axes.labelcolor"), COLOURS["--text"]),
     **dict.fromkeys(("xtick.color", "axes.edgecolor"), COLOURS["--muted"]),
 }
-MAX_ROWS = 30
+MAX_ROWS = 20
 WIDTH, ROW = 4.8, 0.27  # inches
 NARROW_LABEL = 14
 NEAR = 100.0
 """A border is drawn where a number comes within this factor of it."""
 INTERVAL = ("ratio", "low", "high")
-FARTHEST = (1e-6, 1e3)
+FARTHEST = (1e-6, 1e6)
 """No share of a limit is drawn further out than this."""
 MARKERS = {"pass": "o", "warn": "^", "fail": "X"}
 MEANINGS = {"pass": "within its limit", "warn": "a warning", "fail": "beyond its limit"}
@@ -75,9 +75,9 @@ def limits(check: Facts) -> str | None:
 def _measured(check: Facts) -> Iterator[Measured]:
     """What has a number and a limit; an output is held to the limit of L4."""
     for layer in check["layers"]:
-        if _has(layer["figure"]) and _has(layer["limit"]):
+        if _has(layer["figure"]) and _positive(layer["limit"]):
             yield Measured(layer["layer"], float(layer["figure"]), float(layer["limit"]), layer["status"])
-    ends = [layer for layer in check["layers"] if layer["layer"] == "L4" and _has(layer["limit"])]
+    ends = [layer for layer in check["layers"] if layer["layer"] == "L4" and _positive(layer["limit"])]
     for output in check["outputs"] if ends else ():
         if _has(ratio := output["ratio"]):
             limit = float(ends[0]["limit"])
@@ -193,8 +193,9 @@ def _scaled(axes: Axes, values: Sequence[float], within: tuple[float, float]) ->
     drawn = [min(max(value, within[0]), within[1]) for value in values]
     low, high = min(drawn) / 1.3, max(drawn) * 1.3
     axes.set_xlim(low, high)
-    wide = math.log10(high / low) > 1.5
-    axes.xaxis.set_major_locator(LogLocator(numticks=6) if wide else MaxNLocator(4))
+    decades = math.log10(high / low)
+    spaced = LogLocator(subs=(1.0, 3.0) if decades < 2.5 else (1.0,), numticks=6)
+    axes.xaxis.set_major_locator(MaxNLocator(4) if decades < 1.2 else spaced)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -23,7 +23,7 @@ from bnfold.reports.json import document
 from bnfold.reports.ranges import FLOAT16_LARGEST
 from bnfold.reports.report import VERDICT_WORDS, Report
 
-MAX_AFFINES = 1500
+MAX_AFFINES = 2000
 MAX_OTHERS = 200
 """Of merges, findings, outputs and whatever else may be many."""
 MAX_NAME = 100
@@ -69,6 +69,7 @@ def page(facts: Facts) -> str:
         style=Markup(source("style.css")),
         script=Markup(script),
         script_digest=f"sha256-{digest}",
+        failures=list(_failures(facts)),
         counts=list(_counts(facts["summary"])),
         reasons=list(_reasons(facts["affines"])),
         shown=[each for each in facts["affines"] if each["id"] in shown],
@@ -91,6 +92,14 @@ def source(name: str) -> str:
 
 def _chart(svg: str | None) -> Markup | None:
     return Markup(svg) if svg else None
+
+
+def _failures(facts: Facts) -> Iterator[Facts]:
+    """Every failure, the gravest first, but for what the check says of itself."""
+    error, check = facts["error"], facts["check"]
+    for each in [error, *((error["details"] or {}).get("also", []))] if error else []:
+        if check is None or each["message"] != check["sentence"]:
+            yield each
 
 
 def _counts(summary: Facts) -> Iterator[tuple[str, str, str, str]]:
@@ -118,22 +127,22 @@ def _reasons(affines: Sequence[Facts]) -> Iterator[tuple[Facts, int]]:
 
 def chain(affine: Facts) -> tuple[list[str], list[str]]:
     """What an affine looked like before and after: the nodes one behind the other, and what stands there now."""
-    this, takers, way = [affine["op"]], [some(_nodes(affine["into"]))], _nodes(affine["via"])
+    this, takers = [short(affine["op"])], [some(_nodes(affine["into"]))]
     if affine["outcome"] == "left":
         return this, ["as it was"]
-    after = takers if affine["into"] else ["nothing: it has no effect"]
-    after += ["its shift"] * (affine["outcome"] == "partly")
     if not affine["into"]:
-        return this, after
-    passed = [some(way)] * bool(way)
+        return this, ["nothing: it has no effect"]
+    after = [*takers, *["its shift"] * (affine["outcome"] == "partly")]
     if affine["rule"].startswith("merge"):
-        return [f"{affine['op']} + {takers[0]}"], after
-    before = [*this, *passed, *takers] if affine["rule"] == "into-consumer" else [*takers, *passed, *this]
-    return before, after
+        return [f"{this[0]} + {takers[0]}"], after
+    behind = affine["rule"] == "into-producer"
+    way = _nodes(affine["via"][::-1] if behind else affine["via"])
+    passed = [some(way)] * bool(way)
+    return ([*takers, *passed, *this] if behind else [*this, *passed, *takers]), after
 
 
 def _nodes(nodes: Sequence[Facts]) -> list[str]:
-    return [f"{node['op']} {short(node['node'])}" for node in nodes]
+    return [f"{node['op']} {node['node']}" for node in nodes]
 
 
 def some(names: Iterable[object]) -> str:
@@ -184,6 +193,7 @@ ENVIRONMENT = Environment(
 )
 ENVIRONMENT.filters |= {
     "number": text.number,
+    "plural": text.plural,
     "size": text.size,
     **{made.__name__: made for made in (figure, duration, chain, some, short, where, bits)},
 }
