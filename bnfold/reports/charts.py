@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from io import StringIO
+from itertools import islice
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
@@ -57,17 +58,17 @@ class Measured(NamedTuple):
 
 def limits(check: Facts) -> str | None:
     """What each layer of the check measured, and the ratio ρ of errors of each output, as a share of its limit."""
-    rows = list(_measured(check))
+    rows = list(islice(_measured(check), MAX_ROWS))
     if not rows:
         return None
     drawing, axes = _axes([row.name for row in rows], "measured / limit")
     _border(axes, 1, "limit")
-    for place, row in enumerate(rows[:MAX_ROWS]):
+    for place, row in enumerate(rows):
         within = min(max(row.value / row.limit, FARTHEST[0]), FARTHEST[1])
         colour = COLOURS["--accent" if row.status == "pass" else "--bad"]
         axes.plot([within], [place], marker=MARKERS[row.status], color=colour, markersize=6)
         _aside(axes, place, f"{figure(row.value)} of {figure(row.limit)}")
-    _scaled(axes, [1, *(row.value / row.limit for row in rows[:MAX_ROWS])], FARTHEST)
+    _scaled(axes, [1, *(row.value / row.limit for row in rows)], FARTHEST)
     told = (f"{name}: {figure(value)} of {figure(limit)}, {MEANINGS[status]}" for name, value, limit, status in rows)
     return _svg(drawing, "limits", "What was measured, as a share of its limit", "; ".join(told))
 
@@ -161,12 +162,11 @@ def _label(name: str) -> str:
 
 def _axes(labels: Sequence[str], title: str) -> tuple[Figure, Axes]:
     """An empty chart with a row for each label, from the top."""
-    shown = labels[:MAX_ROWS]
     with rc_context(SETTINGS):
-        drawing = Figure(figsize=(WIDTH, 0.75 + ROW * len(shown)), layout="constrained")
+        drawing = Figure(figsize=(WIDTH, 0.75 + ROW * len(labels)), layout="constrained")
         axes = drawing.add_subplot(xscale="log", xlabel=title)
-        axes.set_yticks(range(len(shown)), shown)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.grid(axis="y", color=COLOURS["--line"], linewidth=0.5)

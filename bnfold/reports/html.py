@@ -12,9 +12,10 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, takewhile
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bnfold.errors import clean
 from bnfold.reports import charts, text
@@ -23,11 +24,13 @@ from bnfold.reports.json import document
 from bnfold.reports.ranges import FLOAT16_LARGEST
 from bnfold.reports.report import VERDICT_WORDS, Report
 
-MAX_AFFINES = 2000
+MAX_CHARACTERS = 2_000_000
+"""Of the table of affines, whose rows end there."""
+ROW = 500
+"""About what a row takes without its names."""
 MAX_OTHERS = 200
-"""Of merges, findings, outputs and whatever else may be many."""
-MAX_NAME = 100
-MAX_NAMES = 3
+"""Rows of any other table."""
+MAX_NAME, MAX_NAMES, MAX_SENTENCE = 100, 3, 400
 
 COUNTS = (
     ("nodes", "nodes", text.number),
@@ -60,8 +63,7 @@ def render(report: Report) -> str:
 
 def page(facts: Facts) -> str:
     """The page that shows these facts, which are a JSON report. The same facts give the same page."""
-    affines = sorted(facts["affines"], key=lambda each: each["outcome"] == "folded")[:MAX_AFFINES]
-    shown = {each["id"] for each in affines}
+    shown = _shown(facts["affines"])
     script = source("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return ENVIRONMENT.get_template("page.html").render(
@@ -72,7 +74,7 @@ def page(facts: Facts) -> str:
         failures=list(_failures(facts)),
         counts=list(_counts(facts["summary"])),
         reasons=list(_reasons(facts["affines"])),
-        shown=[each for each in facts["affines"] if each["id"] in shown],
+        shown=shown,
         weights=charts.changed(facts["affines"], "spread"),
         flagged=[each for each in facts["affines"] if each["flags"]],
         limits=_chart(facts["check"] and charts.limits(facts["check"])),
@@ -118,6 +120,21 @@ def _change(before: int, after: int | None) -> str:
     return "the same" if before == after else f"{100 * (after / before - 1):+.3g} %".replace("-", "−")
 
 
+def _shown(affines: Sequence[Facts]) -> list[Facts]:
+    """The affines that the page has room for, in their order: those that stay before those that folded."""
+    chosen = sorted(affines, key=lambda each: each["outcome"] == "folded")
+    sizes = accumulate(map(_size, chosen))
+    kept = {
+        each["id"] for each, _ in takewhile(lambda pair: pair[1] <= MAX_CHARACTERS, zip(chosen, sizes, strict=True))
+    }
+    return [each for each in affines if each["id"] in kept]
+
+
+def _size(affine: Facts) -> int:
+    before, after = chain(affine)
+    return ROW + len(escape("".join((where(affine), short(affine["name"]), *before, *after, obstacles(affine)))))
+
+
 def _reasons(affines: Sequence[Facts]) -> Iterator[tuple[Facts, int]]:
     """Each reason for which affines stay, and how many do, the most frequent first."""
     told = {each["reason"]["code"]: each["reason"] for each in affines if each["reason"]}
@@ -152,10 +169,16 @@ def some(names: Iterable[object]) -> str:
     return ", ".join(texts[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def short(name: str) -> str:
-    """A name without its middle, if it is long."""
-    half = MAX_NAME // 2
-    return name if len(name) <= MAX_NAME else f"{name[:half]}…{name[-half:]}"
+def obstacles(affine: Facts) -> str:
+    """The nodes in the way of an affine that stays, if that is what keeps it."""
+    reason = affine["reason"]
+    return some([reason["blocker"], *reason["also"]]) if reason and reason["blocker"] else ""
+
+
+def short(text: str, most: int = MAX_NAME) -> str:
+    """A text without its middle, if it is long."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def where(affine: Facts) -> str:
@@ -178,7 +201,7 @@ def duration(value: float | str | None) -> str:
     return text.duration(None if value is None else float(value))
 
 
-def _shown(value: object) -> object:
+def _said(value: object) -> object:
     """What an expression of the template becomes before it is escaped: no character of it steers the reader."""
     return "\n".join(map(clean, value.split("\n"))) if type(value) is str else value
 
@@ -187,7 +210,7 @@ ENVIRONMENT = Environment(
     loader=PackageLoader("bnfold.reports", "page"),
     autoescape=True,
     undefined=StrictUndefined,
-    finalize=_shown,
+    finalize=_said,
     trim_blocks=True,
     lstrip_blocks=True,
 )
@@ -195,13 +218,14 @@ ENVIRONMENT.filters |= {
     "number": text.number,
     "plural": text.plural,
     "size": text.size,
-    **{made.__name__: made for made in (figure, duration, chain, some, short, where, bits)},
+    **{made.__name__: made for made in (figure, duration, chain, some, short, where, obstacles, bits)},
 }
 ENVIRONMENT.globals |= {
     "LAYERS": LAYERS,
     "SIGNS": SIGNS,
     "VERDICTS": {verdict.value: words for verdict, words in VERDICT_WORDS.items()},
     "MOST": MAX_OTHERS,
+    "SENTENCE": MAX_SENTENCE,
     "DRAWN": charts.MAX_ROWS,
     "FLOAT16_LARGEST": FLOAT16_LARGEST,
 }
