@@ -181,6 +181,17 @@ def test_what_has_no_place_is_not_drawn(value: float | None, limit: float | None
     assert "<svg" not in rendered(Run("check", check=check))
 
 
+@pytest.mark.parametrize("name", ["$\\frac{$", "模型", "a_{b}^c", "", "\ud800", "<b>&amp;"])
+def test_an_output_may_have_any_name(name: str) -> None:
+    check = verification()
+    layers = (Layer("L4", Status.PASS, "measured", 1.0, 4.0),)
+    outputs = tuple(replace(each, name=name, ratio=1.0) for each in check.outputs)
+    tree = lxml_html.document_fromstring(rendered(Run("check", check=replace(check, layers=layers, outputs=outputs))))
+    (chart,) = tree.iter("svg")
+    assert "ρ" in chart.text_content()
+    assert "ρ" in chart.find("desc").text
+
+
 def test_an_operator_is_drawn_once_and_the_largest_first() -> None:
     run = full_run(folded("a", "x"), folded("b", "x"), folded("c", "y"))
     run.ranges = {"a": Range(1.0, 2.0), "b": Range(1.0, 2.0), "c": Range(1.0, 3.0), "d": Range(0.0, 1.0)}

@@ -204,7 +204,7 @@ def _svg(drawing: Figure, name: str, title: str, description: str) -> str:
     """The chart as an `svg` element of a page: named for those who do not see it, with ids and colours of its own."""
     stream = StringIO()
     with rc_context(SETTINGS):
-        drawing.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        drawing.savefig(stream, format="svg", transparent=True)
     head, body = re.sub(r".*?(?=<svg)", "", stream.getvalue(), count=1, flags=re.DOTALL).split(">", 1)
     (box,) = re.findall(r'viewBox="[^"]*"', head)
     body = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)
