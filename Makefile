@@ -1,6 +1,7 @@
 # make demo       install into .venv, then show bnfold at work: first without torch, then the main job
 # make test       the tests of a few minutes
-# make test-all   those and the slow ones
+# make test-all   those and the slow ones, and the documentation
+# make docs       build the documentation into build/site; any warning is an error
 # make lint       formatting, lint, types
 # make check      lint, then test
 # make clean      remove .venv, build/ and every cache
@@ -21,7 +22,7 @@ USABLE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 CANDIDATES = $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python)
 NO_PYTHON = bnfold needs a Python from 3.11 to 3.14 with its venv module (on Debian and Ubuntu: apt install python3-venv), and none of these is one: $(CANDIDATES); name another with make PYTHON=/path/to/python.
 
-.PHONY: demo test test-all lint check clean
+.PHONY: demo test test-all docs lint check clean
 
 demo: $(VENV)/core.stamp
 	$(BIN)/bnfold demo
@@ -32,8 +33,11 @@ demo: $(VENV)/core.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-all: $(VENV)/dev.stamp
+test-all: $(VENV)/dev.stamp docs
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "slow or not slow"
+
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir build/site
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -65,4 +69,8 @@ $(VENV)/torch.stamp: $(VENV)/core.stamp
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp
 	$(PIP) --editable ".[all,dev]"
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[docs]"
 	@touch $@

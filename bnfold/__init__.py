@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import Folded as Folded
+    from bnfold.api import Recalibrated as Recalibrated
     from bnfold.api import bench as bench
     from bnfold.api import check as check
     from bnfold.api import export as export
     from bnfold.api import fold as fold
     from bnfold.api import inspect as inspect
     from bnfold.api import load as load
+    from bnfold.api import recalibrate as recalibrate
     from bnfold.api import save as save
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.errors import MissingDependency as MissingDependency
@@ -27,13 +29,26 @@ if TYPE_CHECKING:
     from bnfold.errors import NoVerdict as NoVerdict
     from bnfold.errors import Rejected as Rejected
     from bnfold.graph import Reason as Reason
+    from bnfold.moments import DriftReport as DriftReport
     from bnfold.outcome import FoldReport as FoldReport
 
 _HOMES = {
-    "bnfold.api": ("Folded", "bench", "check", "export", "fold", "inspect", "load", "save"),
+    "bnfold.api": (
+        "Folded",
+        "Recalibrated",
+        "bench",
+        "check",
+        "export",
+        "fold",
+        "inspect",
+        "load",
+        "recalibrate",
+        "save",
+    ),
     "bnfold.errors": ("BnfoldError", "MissingDependency", "NoVerdict", "NotEquivalent", "Rejected"),
     "bnfold.folding": ("FoldReport",),
     "bnfold.graph": ("Reason",),
+    "bnfold.moments": ("DriftReport",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -21,6 +21,7 @@ from bnfold.errors import UsageError
 from bnfold.folding import FoldOptions
 from bnfold.loading import Source
 from bnfold.loading import load as load_file
+from bnfold.moments import DriftReport
 from bnfold.outcome import FoldReport
 from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_models
@@ -42,6 +43,17 @@ class Folded(Generic[M]):
 
     def __repr__(self) -> str:
         return f"Folded({type(self.model).__name__}, {self.report.folded} of {len(self.report.norms)} batch norms)"
+
+
+@dataclass(frozen=True)
+class Recalibrated(Generic[M]):
+    """A module with the statistics of its data, and how far its old ones stood from them."""
+
+    model: M
+    report: DriftReport
+
+    def __repr__(self) -> str:
+        return f"Recalibrated({type(self.model).__name__}, {self.report})"
 
 
 def fold(
@@ -196,6 +208,31 @@ def _bench_modules(
     facts = [torch.facts(_captured(module, example_inputs)) for module in modules]
     options = BenchOptions(budget=budget, processes=processes, threads=threads)
     return measure_live(dict(zip(names, zip(modules, facts, strict=True), strict=True)), example_inputs, options)
+
+
+def recalibrate(module: Any, data: Iterable[Any]) -> Recalibrated[Any]:
+    """Give every batch norm the mean and the variance of all that it reads when the module runs on the data.
+
+    For a network whose moving averages are stale. `module` is an `nn.Module` in eval mode. `data` holds batches, each a
+    tensor, a tuple of positional arguments or a dict of named ones, on any device. Mean and unbiased variance are those
+    of all values of a channel, N·H·W of them, pooled in float64, in the network whose statistics are all corrected (Wu
+    and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576). A batch norm that is called several times gets
+    the moments of all calls; one that is never called, or that stores no statistics, stays, and `report.left` says so.
+    Parameters and other buffers stay as they are; `num_batches_tracked` becomes the number of calls that were pooled.
+
+    The data is read once more than there are batch norms on the longest way through the network, or less often where
+    that suffices, and one batch alone is read twice. So `data` must give the same batches again: a list, or a
+    `DataLoader` without random transforms. What is stored is what the last pass found again, to 8 units of rounding.
+
+    Raises `UsageError` for a part in train mode, for data that can be read only once or does not fit, and for one value
+    per channel; `Rejected` where a batch norm reads what is not finite (`non-finite`), or something else in every pass
+    (`unsettled`).
+    """
+    if not _is_module(module):
+        raise UsageError(f"recalibrate takes an nn.Module, not {type(module).__name__}")
+    from bnfold.frontends import torch
+
+    return Recalibrated(*torch.recalibrate_module(module, data))
 
 
 def load(path: str | Path, *, source: Source = Source()) -> Any:

@@ -15,15 +15,27 @@ Tensor = NDArray[Any]
 Elementwise = Literal["add", "sub", "rsub", "mul", "div", "neg"]
 
 
+REACH = 8
+"""How many operators a front end looks back for a dropout: a layer, its bias and activation, and some reshapes."""
+
+
 @dataclass(frozen=True)
 class StoredNorm:
-    """The statistics of one batch norm, each of shape `(channels,)` in its stored dtype."""
+    """The statistics of one batch norm, each of shape `(channels,)` in its stored dtype.
+
+    `kept` is the part of the running statistics that a training step would keep, None where that is not stored.
+    `dropout` is the probability of a dropout in front of it, with at most `REACH` operators between, which pass its
+    noise on; 0 without one. `rectified` says that only ReLUs read the result.
+    """
 
     gamma: Tensor
     beta: Tensor
     mean: Tensor
     variance: Tensor
     epsilon: float
+    kept: float | None = None
+    dropout: float = 0.0
+    rectified: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -59,11 +60,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """`macs` are multiply-adds of linear operators, and `activation_bytes` the bytes of all that operators compute from
+    inputs, both at batch 1; None where a size is not known."""
+
+    macs: int | None = None
+    activation_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """Counts of one model. `compute_nodes` leaves out constants and shape bookkeeping; `bytes` are of its tensors.
 
-    `macs` are multiply-adds of linear operators, and `activation_bytes` the bytes of all that operators compute from
-    inputs, both at batch 1; None where a size is not known.
+    `cost` needs the size of every value and is asked for at most once, where somebody wants to know.
     """
 
     batch_norms: int
@@ -71,5 +80,16 @@ class ModelFacts:
     compute_nodes: int
     parameters: int
     bytes: int
-    macs: int | None
-    activation_bytes: int | None = None
+    cost: Callable[[], Cost] = field(default=Cost, repr=False, compare=False)
+
+    @cached_property
+    def _cost(self) -> Cost:
+        return self.cost()
+
+    @property
+    def macs(self) -> int | None:
+        return self._cost.macs
+
+    @property
+    def activation_bytes(self) -> int | None:
+        return self._cost.activation_bytes

@@ -29,11 +29,11 @@ from bnfold.benchmark import processes as processes_room
 from bnfold.benchmark.child import FEWEST_ROUNDS, perform
 from bnfold.benchmark.statistics import judge, percentile, ratio_interval
 from bnfold.errors import EnvironmentFailure, NoVerdict, UsageError
-from bnfold.model import ModelFacts
+from bnfold.model import Cost, ModelFacts
 from bnfold.verify.inputs import parse_input
 
 Array = NDArray[Any]
-FACTS = ModelFacts(batch_norms=2, nodes=5, compute_nodes=4, parameters=100, bytes=400, macs=1000)
+FACTS = ModelFacts(batch_norms=2, nodes=5, compute_nodes=4, parameters=100, bytes=400, cost=lambda: Cost(1000))
 
 
 def timings(ratio: float, *, processes: int = 10, rounds: int = 200, seed: int = 0) -> list[Array]:

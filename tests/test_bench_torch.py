@@ -13,9 +13,9 @@ from bnfold.benchmark import BenchOptions, Comparison, measure_live
 from bnfold.benchmark.live import NOTE
 from bnfold.errors import EnvironmentFailure, Exit, NoVerdict, UsageError
 from bnfold.frontends import torch as frontend
-from bnfold.model import ModelFacts
+from bnfold.model import Cost, ModelFacts
 
-FACTS = ModelFacts(batch_norms=1, nodes=3, compute_nodes=3, parameters=10, bytes=40, macs=1000)
+FACTS = ModelFacts(batch_norms=1, nodes=3, compute_nodes=3, parameters=10, bytes=40, cost=lambda: Cost(1000))
 
 
 def small() -> nn.Sequential:

@@ -139,10 +139,10 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (["fold", "a.onnx", "--report", "r.pdf"], "writes: .json, .html, .md, .xml"),
         (["export", "a.pt", "--arch-arg", "depth"], "'depth' is not of the form KEY=VALUE"),
         (["inspect", "a.onnx", "--baseline", "r.json", "--report", "r.json"], "would overwrite the baseline"),
-        (["inspect", "a.onnx", "--fail-on", "error"], "--fail-on is not available in this version"),
+        (["inspect", "a.onnx", "--fail-on", "untraned"], "the code of a finding; did you mean untrained?"),
         (["check", "a", "b", "--verify-certificate", "c", "--certificate", "d"], "written or verified, not both"),
         (["check", "a", "--verify-certificate", "c.json"], "needs two models, REFERENCE and CANDIDATE"),
-        (["explain", "overflw"], "there is no reason code 'overflw'; did you mean overflow?"),
+        (["explain", "overflw"], "there is no reason or finding code 'overflw'; did you mean overflow?"),
     ],
 )
 def test_a_call_that_cannot_be_meant(

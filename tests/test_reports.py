@@ -28,7 +28,7 @@ from bnfold.errors import (
 )
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.graph import Reason, Refusal, Site
-from bnfold.model import ModelFacts
+from bnfold.model import Cost, ModelFacts
 from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports import console, explain, files, junit, markdown, tables
 from bnfold.reports import json as report_json
@@ -92,8 +92,8 @@ def full_run(*outcomes: Outcome, command: str = "fold") -> Run:
         input=FileRecord("in.onnx", "onnx", HASH, 1234, 10, {"": 20}),
         output=FileRecord("out.onnx", "onnx", HASH, 1000, 10, {"": 20}, (ExternalFile("out.data", HASH, 2_500_000),)),
         fold=FoldReport(outcomes or (folded(), left())),
-        before=ModelFacts(2, 10, 6, 1000, 4000, 12345),
-        after=ModelFacts(1, 9, 5, 990, 3960, None),
+        before=ModelFacts(2, 10, 6, 1000, 4000, lambda: Cost(12345)),
+        after=ModelFacts(1, 9, 5, 990, 3960),
         check=verification(),
         findings=[Finding("dead-channels", "warning", "3 channels are zero", None, "bn1", (1, 2, 3))],
     )
@@ -264,7 +264,7 @@ def test_an_affine_that_does_nothing_went_into_nothing() -> None:
     assert "folded into nothing" in junit.render(report)
 
 
-def stored_norm(variance: Any = 1.0, mean: Any = 0.0, epsilon: float = 1e-5) -> StoredNorm:
+def stored_norm(variance: Any = 1.0, mean: Any = 0.5, epsilon: float = 1e-5) -> StoredNorm:
     one = np.ones(3, np.float32)
     return StoredNorm(one, one, one * np.float32(mean), one * np.asarray(variance, np.float32), epsilon)
 

@@ -98,6 +98,8 @@ def test_only_what_executes_is_supervised() -> None:
             supervised.is_wanted([word], {})] == ["fold", "export", "check", "bench"]  # fmt: skip
     assert not supervised.is_wanted(["fold"], {supervised.LIFELINE: "3"})
     assert not supervised.is_wanted(["fold", "--help"], {})
+    assert not supervised.is_wanted(["fold", "model.onnx", "--no-check"], {})
+    assert supervised.is_wanted(["check", "a.onnx", "b.onnx", "--no-check"], {})
 
 
 def test_the_exit_code_is_that_of_the_second(tmp_path: Path) -> None:

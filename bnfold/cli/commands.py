@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -21,7 +21,6 @@ from bnfold.cli.flags import (
     SourceFlags,
     Texts,
     flat,
-    unavailable,
 )
 from bnfold.cli.help import Command, Commands
 from bnfold.cli.job import Job
@@ -140,7 +139,7 @@ def inspect(
     report: ReportFlags,
     fail_on: Annotated[
         Texts,
-        typer.Option("--fail-on", metavar="CODE|error|warning", help="Exit 3 on such a finding (not in this version)."),
+        typer.Option("--fail-on", metavar="CODE|error|warning", help="Exit 3 on such a finding; repeatable."),
     ] = [],  # noqa: B006
     baseline: Annotated[
         Path | None,
@@ -152,7 +151,6 @@ def inspect(
     """Say what would fold, what would not, and why."""
 
     def work(record: Run) -> None:
-        _refuse_given({"--fail-on": fail_on})
         from bnfold import pipeline
 
         pipeline.run_inspect(
@@ -164,7 +162,7 @@ def inspect(
             accept=tuple(policy.accept),
         )
 
-    return Job("inspect", report, work, (model,), policy, baseline=baseline)
+    return Job("inspect", report, work, (model,), policy, baseline=baseline, fail_on=tuple(fail_on))
 
 
 @app.command(cls=Command)
@@ -281,17 +279,19 @@ def bench(
 @flat
 def explain(
     report: ReportFlags,
-    code: Annotated[str | None, typer.Argument(metavar="CODE", help="A reason code; all of them without it.")] = None,
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="The code of a reason or finding; all of them without it.")
+    ] = None,
 ) -> Job:
-    """Explain why batch norms stay: the reason codes."""
+    """Explain why batch norms stay and what findings mean, by code."""
     said: list[str] = []
 
     def work(record: Run) -> None:
         from bnfold.reports.explain import findings, lookup, render
 
-        reasons = lookup(code)
-        record.findings += findings(reasons)
-        said.append(render(reasons))
+        entries = lookup(code)
+        record.findings += findings(entries)
+        said.append(render(entries))
 
     return Job("explain", report, work, show=lambda: "".join(said))
 
@@ -327,9 +327,3 @@ def _batches(text: str) -> tuple[int, ...]:
     if not sizes or min(sizes) < 1:
         raise UsageError(f"--batch {text!r} is no batch size", code="bad-batch", hint="--batch 1 or --batch 1,8,32")
     return sizes
-
-
-def _refuse_given(flags: dict[str, Any]) -> None:
-    for flag, value in flags.items():
-        if value:
-            raise unavailable(flag)

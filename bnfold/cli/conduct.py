@@ -34,6 +34,7 @@ def conduct(job: Job, argv: Sequence[str]) -> Exit:
         with stdout_to_stderr(), python_warnings(shown=job.flags.debug):
             failures += _attempt(partial(job.work, run))
         failures += _attempt(partial(_judge, job, run))
+        failures += _attempt(partial(_judge_findings, job, run))
         run.progress("")
     return _publish(job, run, argv, started, time.perf_counter() - clock, failures, files)
 
@@ -65,10 +66,13 @@ def _refuse_report(job: Job, path: Path) -> None:
 
 
 def _refuse_unknown_codes(job: Job) -> None:
+    from bnfold.reports.conditions import refuse_unknown
     from bnfold.reports.explain import known
 
     for code in job.policy.accept:
         known(code)
+    for word in job.fail_on:
+        refuse_unknown(word)
 
 
 def _judge(job: Job, run: Run) -> None:
@@ -76,6 +80,12 @@ def _judge(job: Job, run: Run) -> None:
         run.fold.raise_if_unfolded(job.policy.accept)
     if run.bench is not None and run.bench.interrupted:
         raise KeyboardInterrupt
+
+
+def _judge_findings(job: Job, run: Run) -> None:
+    from bnfold.reports.conditions import enforce
+
+    enforce(run.findings, job.fail_on)
 
 
 def _publish(

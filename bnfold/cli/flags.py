@@ -236,11 +236,6 @@ class CheckFlags:
         return CheckOptions(self.check, self.level, self.save_failure)
 
 
-def unavailable(flag: str) -> UsageError:
-    """The error for a flag whose function comes with a later version; it is never accepted in silence."""
-    return UsageError(f"{flag} is not available in this version", code="not-available")
-
-
 def flat(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with each parameter that is a group of flags replaced by these flags."""
     hints = get_type_hints(command, include_extras=True)

@@ -15,7 +15,8 @@ class Job:
     """`work` fills the run that it is given. `models` are the files it reads and writes, which no report may overwrite,
     nor the `baseline`.
 
-    `show` gives the text for the terminal; None stands for the report.
+    `show` gives the text for the terminal; None stands for the report. `fail_on` names the findings that are not
+    allowed, by code or severity.
     """
 
     command: str
@@ -25,3 +26,4 @@ class Job:
     policy: PolicyFlags = field(default_factory=PolicyFlags)
     show: Callable[[], str] | None = None
     baseline: Path | None = None
+    fail_on: tuple[str, ...] = ()

@@ -36,6 +36,8 @@ def is_wanted(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a command line is one to be supervised, and is not yet."""
     command = next((word for word in words if not word.startswith("-")), "")
     asked = command in EXECUTING and "--help" not in words
+    if command == "fold" and "--no-check" in words:  # folding executes nothing
+        return False
     return os.name == "posix" and asked and LIFELINE not in environment
 
 

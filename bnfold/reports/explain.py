@@ -1,13 +1,22 @@
-"""What each reason code means, what can be done about it, and what it looks like in a network."""
+"""What the code of each reason and finding means, what can be done about it, and what it looks like in a network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from bnfold.errors import UsageError
 from bnfold.graph import Reason
+from bnfold.reports.conditions import Condition
 from bnfold.reports.text import did_you_mean
 from bnfold.run import Finding
+
+T = TypeVar("T", bound=Reason | Condition)
+
+KINDS: dict[type[Reason | Condition], str] = {
+    Reason: "Why a batch norm may stay:",
+    Condition: "What inspect may find besides:",
+}
 
 EXAMPLES: dict[Reason, str] = {
     Reason.BATCH_STATISTICS: "nn.BatchNorm2d(64, track_running_stats=False); BatchNormalization with training_mode=1",
@@ -46,41 +55,46 @@ EXAMPLES: dict[Reason, str] = {
 }
 
 
-def lookup(code: str | None) -> tuple[Reason, ...]:
-    """The reason of this code, or all of them; an unknown code is a usage error that names the nearest."""
-    if code is None:
-        return tuple(Reason)
-    return (known(code),)
+def lookup(code: str | None) -> tuple[Reason | Condition, ...]:
+    """What this code means, or all of them; an unknown code is a usage error that names the nearest."""
+    every = (*Reason, *Condition)
+    return every if code is None else (_named(code, every, "reason or finding"),)
 
 
 def known(code: str) -> Reason:
     """The reason of this code."""
-    reasons = {reason.code: reason for reason in Reason}
-    if code not in reasons:
+    return _named(code, tuple(Reason), "reason")
+
+
+def _named(code: str, among: tuple[T, ...], kind: str) -> T:
+    by_code = {each.code: each for each in among}
+    if code not in by_code:
         raise UsageError(
-            f"there is no reason code {code!r}{did_you_mean(code, list(reasons))}",
+            f"there is no {kind} code {code!r}{did_you_mean(code, list(by_code))}",
             code="unknown-reason",
             hint="bnfold explain",
         )
-    return reasons[code]
+    return by_code[code]
 
 
-def findings(reasons: Sequence[Reason]) -> list[Finding]:
-    """The reasons as notes, which is how the report for programs carries them."""
-    return [Finding(reason.code, "note", reason.message, reason.remedy) for reason in reasons]
+def findings(explained: Sequence[Reason | Condition]) -> list[Finding]:
+    """The entries as notes, which is how the report for programs carries them."""
+    return [Finding(each.code, "note", each.message, each.remedy) for each in explained]
 
 
-def render(reasons: Sequence[Reason]) -> str:
-    """One reason in full, or one line for each of several."""
-    if len(reasons) == 1:
-        return _entry(reasons[0])
-    width = max(len(reason.code) for reason in reasons)
-    lines = [f"{reason.code:{width}}  {reason.message}" for reason in reasons]
-    return "\n".join(["Why a batch norm may stay:", "", *lines, "", "More of one: bnfold explain CODE", ""])
+def render(explained: Sequence[Reason | Condition]) -> str:
+    """One entry in full, or one line for each of several."""
+    if len(explained) == 1:
+        return _entry(explained[0])
+    width = max(len(each.code) for each in explained)
+    lines = {kind: [f"{e.code:{width}}  {e.message}" for e in explained if isinstance(e, kind)] for kind in KINDS}
+    parts = [[title, "", *lines[kind], ""] for kind, title in KINDS.items()]
+    return "\n".join([line for part in parts for line in part] + ["More of one: bnfold explain CODE", ""])
 
 
-def _entry(reason: Reason) -> str:
-    lines = [f"{reason.code}: {reason.message}.", "", f"What to do: {reason.remedy}."]
-    if reason in EXAMPLES:
-        lines.append(f"Example: {EXAMPLES[reason]}")
+def _entry(entry: Reason | Condition) -> str:
+    lines = [f"{entry.code}: {entry.message}.", "", f"What to do: {entry.remedy}."]
+    example = EXAMPLES.get(entry) if isinstance(entry, Reason) else entry.example
+    if example is not None:
+        lines.append(f"Example: {example}")
     return "\n".join([*lines, ""])

@@ -1,7 +1,7 @@
 """What the owner of a model should know about its numbers, whether or not anything folds.
 
-`findings` looks at what a model stores before and after folding, and at nothing else: statistics that no training
-gives, and numbers that lose their precision in the type that the folded operator has.
+`findings` looks at what a model stores before and after folding, and at nothing else: batch norms that no sound
+training gives (`statistics`), and numbers that the type of a folded operator, float16 or int8 cannot hold well.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.evidence import Evidence, StoredLinear, StoredNorm, Tensor
+from bnfold.evidence import Evidence, StoredLinear, Tensor
 from bnfold.graph import Reason
-from bnfold.outcome import FoldReport
+from bnfold.outcome import FoldReport, Outcome
+from bnfold.reports.conditions import Condition
 from bnfold.reports.report import identified
+from bnfold.reports.statistics import FLOAT16_LARGEST, Channels, indices, remarks, told
 from bnfold.run import Finding
-
-USUAL_EPSILON = (1e-7, 1e-2)
 
 # The smallest number of full precision, by the name of its type.
 SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
@@ -26,12 +26,20 @@ SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-
 LARGE_CANCELLATION = 1000.0
 """The terms of a merged kernel are so many times larger than their sum."""
 
-Channels = NDArray[np.bool_]
+LARGE_SPREAD = 32.0
+"""One int8 scale has 127 steps for the largest channel; a channel so many times smaller has less than four of them."""
 
 
 def findings(original: Evidence, folded: Evidence, report: FoldReport) -> list[Finding]:
     """What is unusual about the batch norms, and about the parameters that folding made."""
-    return [*_statistics(original, report), *_subnormals(original, folded, report), *_cancelled(report)]
+    return [*_norms(original, report), *_operators(original, folded, report), *_cancelled(report)]
+
+
+def _finding(
+    condition: Condition | Reason, severity: str, message: str, affine: str | None, channels: Channels | None = None
+) -> Finding:
+    numbers = () if channels is None else indices(channels)
+    return Finding(condition.code, severity, message, condition.remedy, affine, numbers)
 
 
 def _cancelled(report: FoldReport) -> Iterator[Finding]:
@@ -39,56 +47,84 @@ def _cancelled(report: FoldReport) -> Iterator[Finding]:
         if merged.cancellation is not None and merged.cancellation >= LARGE_CANCELLATION:
             name, bits = merged.into.module or merged.into.name, np.log2(merged.cancellation)
             message = f"the branches merged into {name} cancel: {bits:.0f} bits of some kernel are lost"
-            yield Finding("cancellation", "warning", message, "compare the outputs, or use --merge never")
+            yield _finding(Condition.CANCELLATION, "warning", message, None)
 
 
-def _statistics(original: Evidence, report: FoldReport) -> Iterator[Finding]:
+def _norms(original: Evidence, report: FoldReport) -> Iterator[Finding]:
     for identity, outcome in identified(report):
-        norm = original.norms.get(outcome.site.name)
-        if norm is None:
-            continue
-        name = outcome.site.module or outcome.site.name
-        low, high = USUAL_EPSILON
-        if not low <= norm.epsilon <= high:
-            message = f"the epsilon of {name} is {norm.epsilon:.3g}, outside {low:g} to {high:g}"
-            yield Finding("unusual-epsilon", "note", message, "look whether it was meant", identity)
-        if outcome.refusal and (wrong := _wrong(norm, outcome.refusal.reason)) is not None:
-            message = f"{_told(wrong)} of {name}: {outcome.refusal.reason.message}"
-            yield _finding(outcome.refusal.reason, message, identity, wrong)
+        if outcome.refusal and outcome.refusal.reason is Reason.BATCH_STATISTICS:
+            message = f"{_name(outcome)}: {Reason.BATCH_STATISTICS.message}"
+            yield _finding(Reason.BATCH_STATISTICS, "warning", message, identity)
+        elif norm := original.norms.get(outcome.site.name):
+            for remark in remarks(norm, stays=not outcome.folded):
+                where = _name(outcome)
+                if remark.channels is not None:
+                    where = f"{told(remark.channels)} of {where}:"
+                message = f"{where} {remark.text}"
+                yield _finding(remark.condition, remark.severity, message, identity, remark.channels)
 
 
-def _finding(reason: Reason, message: str, identity: str, channels: Channels) -> Finding:
-    return Finding(reason.code, "error", message, reason.remedy, identity, _indices(channels))
+def _name(outcome: Outcome) -> str:
+    return outcome.site.module or outcome.site.name
 
 
-def _wrong(norm: StoredNorm, reason: Reason) -> Channels | None:
-    """The channels whose statistics are the reason; None for any other reason."""
-    if reason is Reason.VARIANCE_NOT_POSITIVE:
-        return np.less_equal(_wide(norm.variance) + norm.epsilon, 0)
-    if reason is Reason.NON_FINITE:
-        stored = np.stack([_wide(array) for array in (norm.gamma, norm.beta, norm.mean, norm.variance)])
-        return np.asarray(~np.isfinite(stored).all(axis=0))
-    return None
-
-
-def _subnormals(original: Evidence, folded: Evidence, report: FoldReport) -> Iterator[Finding]:
-    """Operators in which folding made numbers too small for their type's full precision."""
-    takers = dict.fromkeys(site.name for outcome in report.outcomes for site in outcome.into)
-    for name in takers:
+def _operators(original: Evidence, folded: Evidence, report: FoldReport) -> Iterator[Finding]:
+    """What folding did to the numbers of each operator that took an affine in, with the first affine that it took."""
+    takers: dict[str, str] = {}
+    for identity, outcome in identified(report):
+        for site in outcome.into:
+            takers.setdefault(site.name, identity)
+    for name, identity in takers.items():
         before, after = original.linears.get(name), folded.linears.get(name)
-        if before is None or after is None:
-            continue
-        fresh = _small(after)
-        if fresh.any() and (fresh := fresh & ~_small(before)).any():
-            message = f"{_told(fresh)} of {name}: a folded number is too small for the full precision of its type"
-            yield Finding("subnormal", "warning", message, "fold in float32 first, then convert", None, _indices(fresh))
+        if before is not None and after is not None:
+            yield from _changed(name, identity, before, after)
 
 
-def _small(linear: StoredLinear) -> Channels:
+def _changed(name: str, identity: str, before: StoredLinear, after: StoredLinear) -> Iterator[Finding]:
+    """Three looks at the channels of the operator as it is now, and one at how it was where they show something."""
+    rows = np.abs(_by_channel(after))
+    weights = np.asarray(rows.max(axis=1, initial=0), np.float64)
+    small, largest = _small(rows, after.bias), _with_bias(weights, after.bias)
+    over = largest > FLOAT16_LARGEST
+    if small.any() or over.any():
+        then = np.abs(_by_channel(before))
+        if then.shape[0] == rows.shape[0]:
+            small = small & ~_small(then, before.bias)
+            over = over & ~(_with_bias(then.max(axis=1, initial=0), before.bias) > FLOAT16_LARGEST)
+    if small.any():
+        message = f"{told(small)} of {name}: a folded number is too small for the full precision of its type"
+        yield _finding(Condition.SUBNORMAL, "warning", message, identity, small)
+    if over.any():
+        message = f"{told(over)} of {name}: a folded number is up to {largest[over].max():.3g}, beyond float16"
+        yield _finding(Condition.FLOAT16_OVERFLOW, "warning", message, identity, over)
+    yield from _spread(name, identity, weights)
+
+
+def _spread(name: str, identity: str, largest: NDArray[np.float64]) -> Iterator[Finding]:
+    """The channels that a scale for the whole tensor would be made for, where it leaves half of the others little."""
+    used = largest[np.isfinite(largest) & (largest > 0)]
+    if not used.size:
+        return
+    median = float(np.median(used))
+    if used.max() > LARGE_SPREAD * median:
+        wide = largest > LARGE_SPREAD * median
+        message = (
+            f"{told(wide)} of {name}: folded weights are up to {used.max() / median:.3g} times the median channel's"
+        )
+        yield _finding(Condition.SCALE_SPREAD, "note", message, identity, wide)
+
+
+def _with_bias(weights: NDArray[Any], bias: Tensor | None) -> NDArray[np.float64]:
+    """The largest magnitude of each output channel, given that of its weights."""
+    wide = np.asarray(weights, np.float64)
+    return wide if bias is None or bias.size != wide.size else np.maximum(wide, np.abs(bias.reshape(-1)))
+
+
+def _small(rows: NDArray[Any], bias: Tensor | None) -> Channels:
     """Which output channels have a weight or bias that is subnormal."""
-    small = np.asarray(is_subnormal(np.abs(_by_channel(linear))).any(axis=1))
-    if linear.bias is not None and linear.bias.size == small.size:
-        small = small | is_subnormal(np.abs(linear.bias.reshape(-1)))
+    small = np.asarray(is_subnormal(rows).any(axis=1))
+    if bias is not None and bias.size == small.size:
+        small = small | is_subnormal(np.abs(bias.reshape(-1)))
     return small
 
 
@@ -108,17 +144,3 @@ def is_subnormal(magnitudes: Tensor) -> Channels:
     smallest = np.asarray(SMALLEST_NORMAL.get(magnitudes.dtype.name, 0.0), magnitudes.dtype)
     with np.errstate(invalid="ignore"):  # a NaN is neither
         return np.asarray((magnitudes > 0) & (magnitudes < smallest))
-
-
-def _wide(array: Tensor) -> NDArray[np.float64]:
-    return np.asarray(array, dtype=np.float64)
-
-
-def _indices(channels: Channels) -> tuple[int, ...]:
-    return tuple(int(index) for index in np.flatnonzero(channels))
-
-
-def _told(channels: Channels) -> str:
-    """`channel 3`, `5 of 64 channels`."""
-    (places,) = np.nonzero(channels)
-    return f"channel {places[0]}" if len(places) == 1 else f"{len(places)} of {len(channels)} channels"

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from bnfold.evidence import Evidence, StoredLinear
 from bnfold.outcome import FoldReport
 from bnfold.reports.findings import is_subnormal
+from bnfold.reports.statistics import FLOAT16_LARGEST
 from bnfold.run import Range
 
-FLOAT16_LARGEST = 65504.0
 CHUNK = 1 << 20
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -97,25 +98,35 @@ class Local:
                 continue
             if stretch.same:
                 continue
-            if (failing := self._judged(stretch)) is None:
-                continue
-            if end in self.results or end[0] in self.both.matches or self._is_well(cuts, ends[number + 1 :]):
+            refused = len(self.refusals)
+            failing = self._judged(stretch)
+            sure = end in self.results or end[0] not in self._guessed
+            if failing is not None and (sure or self._is_well(cuts, end, ends[number + 1 :])):
                 self.failing = self._smallest(failing, cuts)
                 return
-            del cuts[end[0]]
+            if not sure and (failing is not None or len(self.refusals) > refused):
+                del cuts[end[0]]
 
-    def _is_well(self, cuts: Mapping[str, str], ends: Sequence[Pair]) -> bool:
-        """Whether nothing fails that starts from values which only stand at the same place: then they are meant to be
-        equal. Channels in another order are undone further on."""
+    def _is_well(self, cuts: Mapping[str, str], pair: Pair, ends: Sequence[Pair]) -> bool:
+        """Whether two values that only stand at the same place are meant to be equal: somebody reads them, and all
+        agrees that starts from such values. Channels in another order are undone further on."""
+        is_read = False
         for end in ends:
             try:
                 stretch = self.both.stretch(cuts, end)
-            except NoVerdict:
-                continue
-            guessed = stretch.reads.keys() - self.both.matches.keys() - self.both.ports.keys()
-            if guessed and not stretch.same and (self._incomparable(stretch) or self._fails(cuts, end)):
+                if self._guessed.isdisjoint(stretch.reads):
+                    continue
+                is_read |= pair[0] in stretch.reads
+                if not stretch.same and (self._incomparable(stretch) or not self.both.agree(stretch, self.seed)):
+                    return False
+            except (NoVerdict, MissingDependency):
                 return False
-        return True
+        return is_read
+
+    @cached_property
+    def _guessed(self) -> frozenset[str]:
+        """The values that are paired by nothing but their place."""
+        return frozenset(self.both.placed.keys() - self.both.matches.keys())
 
     def _refuse(self, reason: str) -> None:
         self.changed += 1
@@ -152,7 +163,11 @@ class Local:
         return None
 
     def _ratio(self, stretch: Stretch) -> Ratio | None:
-        found = [ratio for noise in self.both.noises(stretch, self.seed) if (ratio := noise.worst()) is not None]
+        """The largest; of all numbers together where values are paired by nothing but their place, since an end behind
+        an operator that lets little of the error through has ratios that scatter from channel to channel."""
+        guessed = not self._guessed.isdisjoint((*stretch.reads, stretch.end[0]))
+        noises = self.both.noises(stretch, self.seed)
+        found = [ratio for noise in noises if (ratio := noise.pooled() if guessed else noise.worst()) is not None]
         return max(found, key=lambda ratio: ratio.figure, default=None)
 
     def _beyond_rounding(self, stretch: Stretch) -> Failing | None:

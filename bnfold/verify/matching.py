@@ -24,6 +24,15 @@ NEARER, ROUNDING = 8.0, 1e-6
 SIMILAR = 0.7
 """Two values without anything in common differ by √2 of their size."""
 
+_BENDING = """
+relu relu6 leakyrelu prelu elu selu celu gelu silu swish mish sigmoid logsigmoid hardsigmoid hardswish hardtanh tanh
+softplus softsign erf exp log sqrt clip clamp softmax logsoftmax dequantizelinear dequantizepertensor
+dequantizeperchannel layernormalization layernorm nativelayernorm groupnormalization groupnorm instancenormalization
+instancenorm rmsnormalization rmsnorm
+"""
+BENDING = frozenset(_BENDING.split())
+"""Operators that are not linear, by the names of both dialects without capitals and marks."""
+
 Sketches = Mapping[str, Sketch]
 
 
@@ -93,7 +102,7 @@ def align(reference: Anatomy, candidate: Anatomy, found: Mapping[str, str]) -> d
     """Pairs beside those of `found` that stand at the same place, whatever they hold: behind a mistake nothing else is
     left to tell by. Those of one name first, then by the order of the graphs.
 
-    What linear operators make is left out, unless a decision is taken on it: a fold moves the place of that.
+    Only what bends or enters a decision has a place: an affine is moved across all else.
     """
     mine, theirs = _places(reference, found.keys()), _places(candidate, {*found.values()})
     pairs = {name: name for name, place in mine.items() if theirs.get(name) == place}
@@ -105,13 +114,18 @@ def align(reference: Anatomy, candidate: Anatomy, found: Mapping[str, str]) -> d
 
 
 def _places(anatomy: Anatomy, taken: Iterable[str]) -> dict[str, str]:
-    """Of every value that may be paired: which decision it enters, or else which operator makes it, and its shape."""
+    """Of every value that may be paired: which decision it enters, or else which bending operator makes it, and its
+    shape."""
     enters = {name: step.op for step in reversed(anatomy.steps) if step.decides for name in step.inputs}
     names = [name for name in anatomy.sketches.keys() - set(taken) if name in anatomy.makers]
     found = {}
     for name in sorted(names, key=anatomy.makers.__getitem__):
         step = anatomy.steps[anatomy.makers[name]]
-        if name in enters or not step.terms:
-            role = f"into {enters[name]}" if name in enters else f"{step.outputs.index(name)} of {step.op}"
+        if name in enters or _plain(step.op) in BENDING:
+            role = f"into {enters[name]}" if name in enters else f"of {_plain(step.op)}"
             found[name] = f"{role} {anatomy.shape(name)}"
     return found
+
+
+def _plain(op: str) -> str:
+    return op.lower().replace("_", "")

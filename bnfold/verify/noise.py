@@ -81,6 +81,10 @@ class Noise:
         near = [ratio for ratio in found if ratio.figure >= 0.8 * largest and ratio.axis is not None] or found
         return max(near, key=lambda ratio: (ratio.axis == 1, ratio.figure), default=None)
 
+    def pooled(self) -> Ratio | None:
+        """The ratio over all numbers together; None where there are too few."""
+        return self.mismatch or next(self._ratios(), None)
+
     def _ratios(self) -> Iterator[Ratio]:
         total = self.samples * self.squares[0].size if self.squares else 0
         if total < FEWEST:

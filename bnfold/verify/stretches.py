@@ -186,6 +186,20 @@ class Both:
             off, moved = off + errors[0], moved + max(errors[1:])
         return sqrt(off / moved) if moved else None
 
+    def agree(self, stretch: Stretch, seed: int) -> bool:
+        """Whether both make roughly the same of natural numbers: they differ by at most the square root of a rounding.
+
+        Raises `NoVerdict` where one of both parts cannot run.
+        """
+        feeds = self.natural(stretch) or next(self.drawn(stretch, seed))
+        first, second = self.parts(stretch)
+        before = first.actual()({name: feeds[name] for name in stretch.before.inputs})[stretch.end[0]].astype(
+            np.float64
+        )
+        after = second.actual()(self._translated(stretch, feeds))[stretch.end[1]]
+        epsilon = EPSILONS[self.reference.tissue.floats[stretch.before.output]]
+        return _squares(before, after) <= epsilon * float(np.square(before).sum())
+
     def _moved(self, feeds: Arrays, seed: list[int]) -> Arrays:
         """Every floating-point input, off by normal numbers of the square root of its epsilon times its size."""
         random, floats = np.random.default_rng(seed), self.reference.tissue.floats

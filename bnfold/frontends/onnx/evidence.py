@@ -15,7 +15,16 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredOperands, StoredWindow
+from bnfold.evidence import (
+    REACH,
+    Elementwise,
+    Evidence,
+    StoredAffine,
+    StoredLinear,
+    StoredNorm,
+    StoredOperands,
+    StoredWindow,
+)
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.computing import COMPUTED, MOVES
 from bnfold.frontends.onnx.constants import MAX_DEPTH, constant_tensor, known_types
@@ -32,6 +41,14 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
     "Neg": (None, None),
 }
 """What an operator is whose first input, or second input, is the constant one."""
+
+
+NOISE_PASSES = (
+    *("Conv", "ConvTranspose", "Gemm", "Relu", "LeakyRelu", "PRelu"),
+    *("Identity", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+)
+"""What may be between a dropout and a batch norm that it disturbs, beside a MatMul or Add of one constant: linear
+layers and ReLUs (arXiv 1801.05134)."""
 
 
 def evidence(model: ir.Model) -> Evidence:
@@ -98,10 +115,44 @@ class _Reader:
 
     def norm(self, node: ir.Node) -> StoredNorm | None:
         gamma, beta, mean, variance = (self._array(value) for value in node.inputs[1:5])
-        epsilon = node.attributes.get("epsilon")
+        epsilon, momentum = node.attributes.get("epsilon"), node.attributes.get("momentum")
         if gamma is None or beta is None or mean is None or variance is None or (epsilon and epsilon.is_ref()):
             return None
-        return StoredNorm(gamma, beta, mean, variance, float(np.float32(epsilon.value if epsilon else 1e-5)))
+        return StoredNorm(
+            gamma,
+            beta,
+            mean,
+            variance,
+            float(np.float32(epsilon.value if epsilon else 1e-5)),
+            kept=None if momentum is None or momentum.is_ref() else float(momentum.value),
+            dropout=self._dropout(node.inputs[0]),
+            rectified=_rectified(node.outputs[0]),
+        )
+
+    def _dropout(self, value: ir.Value | None) -> float:
+        """The ratio of the dropout in front of a value, through operators that pass its noise on; 0 without one."""
+        for _ in range(REACH):
+            node = None if value is None else value.producer()
+            if node is not None and walking.is_standard(node, "Dropout"):
+                return self._ratio(node)
+            value = None if node is None else self._passed(node)
+        return 0.0
+
+    def _passed(self, node: ir.Node) -> ir.Value | None:
+        """The one value whose noise reaches the output; None where there is none, or where it would not be the same."""
+        if walking.is_standard(node, "Add", "MatMul"):
+            data = [each for each in node.inputs if self._array(each) is None]
+            return data[0] if len(data) == 1 else None
+        return next(iter(node.inputs), None) if walking.is_standard(node, *NOISE_PASSES) else None
+
+    def _ratio(self, node: ir.Node) -> float:
+        """An attribute up to opset 11, then an input; 0.5 where neither is given."""
+        attribute = node.attributes.get("ratio")
+        if attribute is not None:
+            return 0.0 if attribute.is_ref() else float(attribute.value)
+        given = node.inputs[1] if len(node.inputs) > 1 else None
+        ratio = self._array(given)
+        return 0.5 if given is None else 0.0 if ratio is None or ratio.size != 1 else float(ratio.reshape(()))
 
     def affine(self, node: ir.Node) -> StoredAffine | None:
         """An elementwise operator with one constant operand that is no bias; all linear ones are read before."""
@@ -228,6 +279,12 @@ class _Reader:
         except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
             return None  # what cannot be computed now fails in the same way when the model runs
         return result if result.dtype.kind in kept and not _casts_to_float(node) else result.astype(np.float64)
+
+
+def _rectified(value: ir.Value) -> bool:
+    """Whether ReLUs, and nothing else, read the contents of a value."""
+    readers = _readers(value)
+    return bool(readers) and not value.is_graph_output() and all(walking.is_standard(r.node, "Relu") for r in readers)
 
 
 def _readers(value: ir.Value) -> list[Any]:

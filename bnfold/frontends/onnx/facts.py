@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from functools import partial
 from math import prod
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.constants import known_types
 from bnfold.frontends.onnx.inferred import Inferred
-from bnfold.model import ModelFacts, Port, Signature, StoredSize
+from bnfold.model import Cost, ModelFacts, Port, Signature, StoredSize
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONSTANT_LIKE = ("Constant", "ConstantOfShape", "Shape", "Size")
@@ -26,18 +27,21 @@ def facts(model: ir.Model) -> ModelFacts:
     """Counts over the graph, the bodies of control flow and the functions, each counted once."""
     every = list(walking.nodes(model))
     stored, bookkeeping = size(model), _bookkeeping(every)
-    linear = [node for node in every if walking.is_standard(node, *LINEAR)]
-    computed = list(_computed(every, set(bookkeeping)))
-    inferred = known_types(model, single=True)
     return ModelFacts(
         batch_norms=sum(walking.is_standard(node, "BatchNormalization") for node in every),
         nodes=len(every),
         compute_nodes=len(every) - len(bookkeeping),
         parameters=stored.floats,
         bytes=stored.nbytes,
-        macs=_macs(linear, inferred),
-        activation_bytes=_activation_bytes(computed, inferred),
+        cost=partial(_cost, model, every, bookkeeping),
     )
+
+
+def _cost(model: ir.Model, every: list[ir.Node], bookkeeping: list[ir.Node]) -> Cost:
+    inferred = known_types(model, single=True)
+    linear = [node for node in every if walking.is_standard(node, *LINEAR)]
+    computed = list(_computed(every, set(bookkeeping)))
+    return Cost(_macs(linear, inferred), _activation_bytes(computed, inferred))
 
 
 def size(model: ir.Model) -> StoredSize:

@@ -40,8 +40,9 @@ PARTS: dict[int, int] = {onnx.TensorProto.COMPLEX64: 2, onnx.TensorProto.COMPLEX
 PROTOBUF_LIMIT = 1 << 31
 
 
-def read(path: Path, linked: Sequence[Path] = (), *, limits: bool = True) -> ir.Model:
-    """The model in a file; `linked` are folders into which links of data files may lead.
+def read(path: Path, linked: Sequence[Path] = (), *, limits: bool = True, checked: bool = True) -> ir.Model:
+    """The model in a file; `linked` are folders into which links of data files may lead. What was checked before it was
+    written need not be `checked` again.
 
     Raises `Rejected` (codes `not-found`, `is-directory`, `empty-file`, `truncated`, `not-onnx`, `too-large`, `limit`,
     `invalid-model`, `unsupported-model`, `external-data`) and `EnvironmentFailure` (`unreadable`).
@@ -51,7 +52,7 @@ def read(path: Path, linked: Sequence[Path] = (), *, limits: bool = True) -> ir.
     if limits:
         check_limits(proto, path.name)
     check_external(proto, path, linked)
-    model = _model(proto, path.name, numbers)
+    model = _model(proto, path.name, numbers, checked=checked)
     for tensor in walking.stored_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             tensor.base_dir = "" if Path(tensor.location).is_absolute() else path.parent
@@ -69,12 +70,13 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     return _model(proto, "the model", {})
 
 
-def _model(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview]) -> ir.Model:
+def _model(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview], *, checked: bool = True) -> ir.Model:
     """The model of a proto; `numbers` are those of initializers that it holds without them, by position."""
     _refuse_unsupported(proto, name)
     proto, sparse = densified(proto, name)
     apart = _kept_apart(proto, numbers)
-    _check(proto, name, apart, sparse.keys())
+    if checked:
+        _check(proto, name, apart, sparse.keys())
     try:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:

@@ -17,6 +17,7 @@ from bnfold.frontends.torch.facts import facts, size
 from bnfold.frontends.torch.hooks import foreign_hooks
 from bnfold.frontends.torch.module import fold_graph_module, fold_module
 from bnfold.frontends.torch.program import fold_program
+from bnfold.frontends.torch.recalibrating import recalibrate_module
 from bnfold.frontends.torch.running import runner, signature
 from bnfold.frontends.torch.timing import (
     Timed,
@@ -56,6 +57,7 @@ __all__ = [
     "open_program",
     "open_timed",
     "quiet",
+    "recalibrate_module",
     "rounded_constants",
     "runner",
     "signature",

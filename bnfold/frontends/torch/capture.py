@@ -98,12 +98,12 @@ def _static(module: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgr
     try:
         module(*example_inputs)
     except Exception as error:
-        raise UsageError(f"the example inputs do not fit the module: {_sentence(error)}") from error
+        raise UsageError(f"the example inputs do not fit the module: {first_line(error)}") from error
     try:
         return torch.export.export(module, example_inputs, strict=False)
     except Exception as error:
         raise Rejected(
-            f"torch.export cannot trace the module: {_sentence(error)}",
+            f"torch.export cannot trace the module: {first_line(error)}",
             code="untraceable",
             hint="make the control flow independent of the data, or fold the part of the network that is",
         ) from error
@@ -150,7 +150,7 @@ def deep_copy(module: M, memo: dict[int, object]) -> M:
             return copy.deepcopy(module, memo)
     except Exception as error:
         raise Rejected(
-            f"an attribute of the module cannot be copied: {_sentence(error)}",
+            f"an attribute of the module cannot be copied: {first_line(error)}",
             code="uncopyable",
             hint="set the attribute after folding, or give its class a __deepcopy__",
         ) from error
@@ -167,5 +167,5 @@ def _axes(leaf: Any, batch_only: bool) -> dict[int, Any] | None:
     return dict.fromkeys(range(min(leaf.dim(), 1) if batch_only else leaf.dim()), Dim.AUTO)
 
 
-def _sentence(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

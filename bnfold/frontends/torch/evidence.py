@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.operator_schemas import normalize_function
 
-from bnfold.evidence import Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredWindow
+from bnfold.evidence import REACH, Elementwise, Evidence, StoredAffine, StoredLinear, StoredNorm, StoredWindow
 from bnfold.frontends.torch.aliasing import reads_shape_only
 from bnfold.frontends.torch.casting import converted_tensor
 from bnfold.frontends.torch.constants import with_dtype
@@ -39,6 +39,16 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 """What an operator is whose first operand, or second operand, is the constant one."""
 
 
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+
+NOISE_PASSES = (
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
+    *("linear", "addmm", "mm", "matmul", "add", "relu", "leaky_relu", "prelu", "alias", "clone", "contiguous", "to"),
+    *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"),
+)
+"""What may be between a dropout and a batch norm that it disturbs: linear layers and ReLUs (arXiv 1801.05134)."""
+
+
 def evidence(program: ExportedProgram) -> Evidence:
     """The constant parameters of every batch norm, linear and elementwise operator, by node name."""
     values = _Values(program)
@@ -48,7 +58,8 @@ def evidence(program: ExportedProgram) -> Evidence:
             continue
         name, arguments = _bound(node)
         if norm := _norm(name, arguments, values):
-            found.norms[node.name] = norm
+            dropout = _dropout(arguments.get("input"), values)
+            found.norms[node.name] = replace(norm, dropout=dropout, rectified=_rectified(node))
         elif linear := _linear(name, arguments, values):
             found.linears[node.name] = linear
         elif affine := _affine(name, arguments, values):
@@ -76,7 +87,35 @@ def _norm(name: str, arguments: dict[str, Any], values: _Values) -> StoredNorm |
         mean=to_array(mean),
         variance=to_array(variance),
         epsilon=arguments["epsilon"] if "epsilon" in arguments else arguments["eps"],
+        kept=_kept(arguments),
     )
+
+
+def _kept(arguments: dict[str, Any]) -> float | None:
+    """torch's momentum is the part of the running statistics that a step replaces."""
+    momentum = arguments.get("momentum", arguments.get("exponential_average_factor"))
+    return 1.0 - momentum if isinstance(momentum, (int, float)) else None
+
+
+def _dropout(value: Any, values: _Values) -> float:
+    """The probability of the dropout in front of a value, through operators that pass its noise on; 0 without one."""
+    for _ in range(REACH):
+        if not isinstance(value, fx.Node) or not isinstance(value.target, torch._ops.OpOverload):
+            return 0.0
+        name = value.target._schema.name.removeprefix("aten::").removesuffix("_")
+        if name in _DROPOUTS:
+            probability = _bound(value)[1].get("p")
+            return float(probability) if isinstance(probability, (int, float)) else 0.0
+        data = [node for node in value.all_input_nodes if values.get(node) is None]
+        value = data[0] if name in NOISE_PASSES and len(data) == 1 else None
+    return 0.0
+
+
+def _rectified(node: fx.Node) -> bool:
+    """Whether ReLUs, and nothing else, read the result of a node."""
+    targets = [user.target for user in node.users]
+    names = [target._schema.name for target in targets if isinstance(target, torch._ops.OpOverload)]
+    return bool(targets) and len(names) == len(targets) and set(names) <= {"aten::relu", "aten::relu_"}
 
 
 def _affine(name: str, arguments: dict[str, Any], values: _Values) -> StoredAffine | None:

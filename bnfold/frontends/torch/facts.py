@@ -15,7 +15,7 @@ from bnfold.frontends.torch.aliasing import bare_name, reads_shape_only
 from bnfold.frontends.torch.calls import call_of
 from bnfold.frontends.torch.lenses import WEIGHT_NAMES, Form, form_of
 from bnfold.frontends.torch.program import ProgramShelf, open_program
-from bnfold.model import ModelFacts, StoredSize
+from bnfold.model import Cost, ModelFacts, StoredSize
 
 
 def facts(program: ExportedProgram) -> ModelFacts:
@@ -30,8 +30,7 @@ def facts(program: ExportedProgram) -> ModelFacts:
         compute_nodes=len(computing := [node for node in operators if _computes(node) and node.name not in constant]),
         parameters=stored.floats,
         bytes=stored.nbytes,
-        macs=_macs(program),
-        activation_bytes=_activation_bytes(computing, _batch_symbols(program)),
+        cost=lambda: Cost(_macs(program), _activation_bytes(computing, _batch_symbols(program))),
     )
 
 

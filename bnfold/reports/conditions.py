@@ -1,0 +1,144 @@
+"""What a finding can be about: a stable code for each, what it means, and what can be done.
+
+A batch norm that is broken, or that is no fixed affine map, has the code of that `Reason`. `--fail-on` names any of
+these codes, or a severity.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
+
+from bnfold.errors import PolicyViolation, UsageError
+from bnfold.graph import Reason
+from bnfold.reports.text import did_you_mean, plural
+from bnfold.run import Finding
+
+FAILING = {"error": ("error",), "warning": ("error", "warning")}
+"""The severities that fail under each word of `--fail-on`."""
+
+FOUND_REASONS = (Reason.VARIANCE_NOT_POSITIVE, Reason.NON_FINITE, Reason.BATCH_STATISTICS)
+
+
+class Condition(Enum):
+    """Something to know about a model: its code, what it means, what to do, and an example."""
+
+    UNTRAINED = (
+        "untrained",
+        "every running mean is 0 and every running variance 1, as before the first training step",
+        "load the trained weights, buffers included, or let some batches pass in train mode",
+        "model.load_state_dict(weights, strict=False) where the weights lack running_mean and running_var",
+    )
+    NEAR_ZERO_VARIANCE = (
+        "near-zero-variance",
+        "what a channel reads did not vary in training, so any change of it at inference is magnified by 1 / sqrt(eps)",
+        "remove the channel, or look why its input is constant (a dead filter, a feature that was always the same)",
+        "running_var = 1e-12 with eps = 1e-5: a change of 0.1 at the input becomes 31.6 times gamma",
+    )
+    HUGE_VARIANCE = (
+        "huge-variance",
+        "the running variance of a channel is larger than float16 can hold, so what the channel reads is very large",
+        "normalise the input of the network, or look whether training diverged",
+        "images of 0 to 65535 in front of the first batch norm: the running variance is about 3e8",
+    )
+    DEAD_CHANNELS = (
+        "dead-channels",
+        "a channel is zero whatever the network reads: gamma and beta are 0, or a ReLU behind it never fires",
+        "prune the channels, or train again with less weight decay or a smaller learning rate",
+        "gamma = 0.01 and beta = -0.5 in front of a ReLU: the input would have to be 50 deviations above its mean",
+    )
+    CONSTANT_CHANNELS = (
+        "constant-channels",
+        "gamma is 0, so the channel is beta whatever the network reads",
+        "prune the channels: their constant can go into the next bias",
+        "gamma = 0 and beta = 0.3 after training with a penalty on gamma",
+    )
+    FLOAT16_OVERFLOW = (
+        "float16-overflow",
+        "a number is larger than the largest of float16 (65504) once gamma / sqrt(variance + eps) is multiplied out",
+        "run the model in float32 or bfloat16, or prune channels of near-zero variance",
+        "gamma = 1, running_var = 0 and eps = 1e-12: the scale is 1e6",
+    )
+    SCALE_SPREAD = (
+        "scale-spread",
+        "few channels have weights so large that one int8 scale for the whole tensor leaves the others three bits",
+        "quantise weights per channel, or equalise the layers first (Nagel et al., 2019, arXiv 1906.04721)",
+        "a depthwise convolution whose folded weights reach 40 in one channel and 0.5 in the others",
+    )
+    DROPOUT_BEFORE_NORM = (
+        "dropout-before-norm",
+        "a dropout is in front of a batch norm: its input varied more in training than it does at inference",
+        "move the dropout behind the last batch norm, or estimate the statistics again with the dropout off",
+        "nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 64), nn.BatchNorm1d(64)); Li et al., 2018, arXiv 1801.05134",
+    )
+    UNUSUAL_MOMENTUM = (
+        "unusual-momentum",
+        "a training step would keep less than half of the running statistics: momentum by the other convention",
+        "torch's momentum is the part that a step replaces (0.1), that of ONNX and Keras the part it keeps (0.9)",
+        "nn.BatchNorm2d(64, momentum=0.99), copied from Keras",
+    )
+    UNUSUAL_EPSILON = (
+        "unusual-epsilon",
+        "the epsilon is not between 1e-7 and 1e-2",
+        "look whether it was meant",
+        "nn.BatchNorm2d(64, eps=0.9): eps and momentum exchanged",
+    )
+    SUBNORMAL = (
+        "subnormal",
+        "folding made a number that is too small for the full precision of its type",
+        "fold in float32 first, then convert",
+        "a float16 weight of 1e-3 and a scale of 1e-3",
+    )
+    CANCELLATION = (
+        "cancellation",
+        "the kernels of branches that were merged nearly cancel, which costs bits",
+        "compare the outputs, or use --merge never",
+        "two branches whose kernels differ in the fourth digit, subtracted",
+    )
+    BASELINE_REGRESSED = (
+        "baseline-regressed",
+        "a batch norm folded in the report that --baseline names, and does not now",
+        "see its reason: bnfold explain CODE",
+        "a second reader was added to the convolution in front of it",
+    )
+    BASELINE_NEW = (
+        "baseline-new",
+        "a batch norm is not in the baseline, and stays",
+        "see its reason, then write a new baseline",
+        "a layer was added to the network",
+    )
+    BASELINE_GONE = (
+        "baseline-gone",
+        "a batch norm of the baseline is not in the model",
+        "write a new baseline if that was meant",
+        "a layer was removed, or renamed",
+    )
+
+    def __init__(self, code: str, message: str, remedy: str, example: str) -> None:
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.example = example
+
+
+def refuse_unknown(word: str) -> None:
+    """Raise `UsageError` for a word of `--fail-on` that is neither a severity nor the code of a finding."""
+    words = [*FAILING, *(each.code for each in (*Condition, *FOUND_REASONS))]
+    if word not in words:
+        raise UsageError(
+            f"--fail-on {word!r} is neither error, warning nor the code of a finding{did_you_mean(word, words)}",
+            code="unknown-finding",
+            hint="bnfold explain",
+        )
+
+
+def enforce(findings: Iterable[Finding], fail_on: Iterable[str]) -> None:
+    """Raise `PolicyViolation` for findings of a code or severity that `fail_on` names; "warning" includes errors."""
+    failing = {each for word in fail_on for each in FAILING.get(word, (word,))}
+    found = [finding for finding in findings if not failing.isdisjoint((finding.code, finding.severity))]
+    if found:
+        counts = Counter(finding.code for finding in found)
+        told = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
+        hint = f"bnfold explain {found[0].code}"
+        raise PolicyViolation(f"{plural(len(found), 'finding')} not allowed by --fail-on: {told}", hint=hint)

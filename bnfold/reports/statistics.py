@@ -1,0 +1,192 @@
+"""A batch norm's health: which of its channels have numbers that no sound training gives, and what follows from them.
+
+Each check looks at one batch norm and gives what it has to say as `Remark`s; it costs a few passes over arrays of one
+number per channel. Channels that an earlier check explains are left out of the later ones: a channel has one cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.evidence import StoredNorm
+from bnfold.graph import Reason
+from bnfold.reports.conditions import Condition
+
+Channels = NDArray[np.bool_]
+Wide = NDArray[np.float64]
+
+FLOAT16_LARGEST = 65504.0
+
+USUAL_EPSILON = (1e-7, 1e-2)
+
+NEGLIGIBLE = 1e-3
+"""A variance so many times below epsilon is 0.1 % of what the channel is divided by: epsilon alone scales it."""
+
+OUTLYING = 1e-6
+"""Or so many times below the median channel's: its values spread a thousand times less than those of its neighbours."""
+
+DEVIATIONS = 8.0
+"""A ReLU behind a mean so many standard deviations below zero fires for at most 1 in 65 inputs, whatever their
+distribution (Cantelli's inequality, 1 / (1 + k²)), and for 1 in 10¹⁵ that are normal."""
+
+LEAST_KEPT = 0.5
+"""Frameworks keep 0.9 to 0.9997 of the running statistics at each step; less than half is the other convention."""
+
+MOST = 0.5
+"""A few such channels are usual in trained networks and a note; more than this part of them is a warning."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What one check says of a batch norm; no `channels`: of all. `text` goes on behind the channels and the name."""
+
+    condition: Condition | Reason
+    severity: str
+    text: str
+    channels: Channels | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A batch norm with its numbers in float64, each of shape `(channels,)`; `stays` says that it did not fold."""
+
+    norm: StoredNorm
+    stays: bool
+
+    @cached_property
+    def numbers(self) -> Wide:
+        """Gamma, beta, mean and variance, one row each."""
+        norm = self.norm
+        return np.stack([np.asarray(row, np.float64) for row in (norm.gamma, norm.beta, norm.mean, norm.variance)])
+
+    @cached_property
+    def infinite(self) -> Channels:
+        return np.asarray(~np.isfinite(self.numbers).all(axis=0))
+
+    @cached_property
+    def not_positive(self) -> Channels:
+        return np.asarray(~self.infinite & (self.numbers[3] + self.norm.epsilon <= 0))
+
+    @cached_property
+    def sound(self) -> Channels:
+        return ~self.infinite & ~self.not_positive
+
+    @cached_property
+    def dead(self) -> Channels:
+        """Zero at every input: by gamma and beta, or by the ReLU that is the only reader."""
+        gamma, beta = self.numbers[:2]
+        cut = (beta <= -DEVIATIONS * np.abs(gamma)) & self.norm.rectified
+        return np.asarray(self.sound & (((gamma == 0) & (beta == 0)) | cut))
+
+    @cached_property
+    def constant(self) -> Channels:
+        return np.asarray(self.sound & (self.numbers[0] == 0) & ~self.dead)
+
+    @cached_property
+    def live(self) -> Channels:
+        return self.sound & ~self.dead & ~self.constant
+
+
+def remarks(norm: StoredNorm, *, stays: bool) -> Iterator[Remark]:
+    """What is unusual about a batch norm that is a fixed map: its settings, its place, then its statistics."""
+    looked = Looked(norm, stays)
+    yield from _settings(norm)
+    if len({np.shape(each) for each in (norm.gamma, norm.beta, norm.mean, norm.variance)}) > 1 or norm.mean.size == 0:
+        return
+    yield from _broken(looked)
+    if _untrained(norm):
+        text = "has a running mean of 0 and a running variance of 1 in every channel, as before the first training step"
+        yield Remark(Condition.UNTRAINED, "warning", text)
+        return
+    yield from _variances(looked)
+    yield from _outputs(looked)
+
+
+def _settings(norm: StoredNorm) -> Iterator[Remark]:
+    low, high = USUAL_EPSILON
+    if not low <= norm.epsilon <= high:
+        text = f"has an epsilon of {norm.epsilon:.3g}, outside {low:g} to {high:g}"
+        yield Remark(Condition.UNUSUAL_EPSILON, "note", text)
+    if norm.kept is not None and norm.kept < LEAST_KEPT:
+        text = f"would keep only {norm.kept:.3g} of its running statistics at each training step"
+        yield Remark(Condition.UNUSUAL_MOMENTUM, "note", text)
+    if 0 < norm.dropout < 1:
+        text = (
+            f"reads what a dropout of {norm.dropout:.3g} has passed: its stored variance is that of noisier inputs, "
+            f"{1 / (1 - norm.dropout):.3g} times as large where they are independent and of mean 0"
+        )
+        yield Remark(Condition.DROPOUT_BEFORE_NORM, "note", text)
+
+
+def _untrained(norm: StoredNorm) -> bool:
+    """Whether no step has changed the statistics. One without epsilon is frozen: it stores no statistics at all."""
+    return norm.epsilon > 0 and not np.any(norm.mean) and bool(np.all(norm.variance == 1))
+
+
+def _broken(looked: Looked) -> Iterator[Remark]:
+    for reason, channels in (
+        (Reason.VARIANCE_NOT_POSITIVE, looked.not_positive),
+        (Reason.NON_FINITE, looked.infinite),
+    ):
+        if channels.any():
+            yield Remark(reason, "error", reason.message, channels)
+
+
+def _variances(looked: Looked) -> Iterator[Remark]:
+    variance, epsilon = looked.numbers[3], looked.norm.epsilon
+    if not looked.live.any():
+        return
+    least = max(NEGLIGIBLE * epsilon, OUTLYING * float(np.median(variance[looked.live])))
+    still = looked.live & (variance < least)
+    if still.any():
+        largest = float(_scales(looked)[still].max())
+        text = (
+            f"the running variance is below {least:.2g}: the input did not vary in training, and a change of it is "
+            f"multiplied by up to {largest:.3g}"
+        )
+        yield Remark(Condition.NEAR_ZERO_VARIANCE, _by_share(still), text, still)
+    huge = looked.sound & (variance > FLOAT16_LARGEST)
+    if huge.any():
+        text = f"the running variance reaches {variance[huge].max():.3g}, beyond what float16 holds"
+        yield Remark(Condition.HUGE_VARIANCE, "warning", text, huge)
+
+
+def _outputs(looked: Looked) -> Iterator[Remark]:
+    if looked.dead.any():
+        text = "the output is zero for every input: gamma and beta are 0, or the ReLU behind it never fires"
+        yield Remark(Condition.DEAD_CHANNELS, _by_share(looked.dead), text, looked.dead)
+    if looked.constant.any():
+        text = "gamma is 0, so the output is beta for every input"
+        yield Remark(Condition.CONSTANT_CHANNELS, _by_share(looked.constant), text, looked.constant)
+    scales = _scales(looked)
+    over = scales > FLOAT16_LARGEST
+    if looked.stays and over.any():
+        text = f"the scale gamma / sqrt(variance + eps) is up to {scales.max():.3g}, which float16 does not hold"
+        yield Remark(Condition.FLOAT16_OVERFLOW, "warning", text, over)
+
+
+def _scales(looked: Looked) -> Wide:
+    """`|gamma| / sqrt(variance + eps)`, 0 where that is no number."""
+    gamma, _, _, variance = looked.numbers
+    positive = np.where(looked.sound, variance + looked.norm.epsilon, 1.0)
+    return np.asarray(np.where(looked.sound, np.abs(gamma), 0.0) / np.sqrt(positive))
+
+
+def _by_share(channels: Channels) -> str:
+    return "warning" if channels.mean() > MOST else "note"
+
+
+def indices(channels: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(int(index) for index in np.flatnonzero(channels))
+
+
+def told(channels: Channels) -> str:
+    """`channel 3`, `5 of 64 channels`."""
+    (places,) = np.nonzero(channels)
+    return f"channel {places[0]}" if len(places) == 1 else f"{len(places)} of {len(channels)} channels"

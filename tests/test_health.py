@@ -1,0 +1,292 @@
+"""Planted faults in the statistics of a batch norm: each is a finding, in both dialects; healthy networks have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from command_line import demo_in, validated
+from onnx_build import Net
+from torch import nn
+from torch.export import ExportedProgram
+
+from bnfold.cli import main
+from bnfold.dialects import Dialect, onnx_dialect, torch_dialect
+from bnfold.errors import Exit
+from bnfold.evidence import Evidence, StoredLinear, StoredNorm
+from bnfold.folding import FoldOptions
+from bnfold.frontends import onnx as frontend
+from bnfold.graph import Site
+from bnfold.outcome import FoldReport, Outcome
+from bnfold.pipeline import run_inspect
+from bnfold.reports import explain
+from bnfold.reports.conditions import FOUND_REASONS, Condition
+from bnfold.reports.findings import findings
+from bnfold.reports.statistics import remarks
+from bnfold.run import Run
+
+Told = tuple[str, str, tuple[int, ...]]
+Stored = dict[str, list[float]]
+
+HEALTHY: Stored = {"weight": [1.0] * 4, "bias": [0.5] * 4, "mean": [0.1] * 4, "var": [1.2] * 4}
+
+ALL = (0, 1, 2, 3)
+
+STATISTICS: dict[str, tuple[Stored, list[Told]]] = {
+    "healthy": ({}, []),
+    "nan": ({"var": [1, np.nan, 1, 1]}, [("non-finite", "error", (1,))]),
+    "infinite": ({"mean": [1, 1, 1, np.inf]}, [("non-finite", "error", (3,))]),
+    "negative": ({"var": [1, 1, -1, 1]}, [("variance-not-positive", "error", (2,))]),
+    "still": ({"var": [1e-12, 1, 1, 1], "weight": [0.01, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
+    "outlying": ({"var": [1e-3, 1e4, 1e4, 1e4], "weight": [0.001, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
+    "small but alike": ({"var": [1e-7] * 4}, []),
+    "mostly still": (
+        {"var": [0, 0, 0, 1], "weight": [0.01, 0.01, 0.01, 1]},
+        [("near-zero-variance", "warning", (0, 1, 2))],
+    ),
+    "huge": ({"var": [1, 1, 1, 1e6]}, [("huge-variance", "warning", (3,))]),
+    "large": ({"var": [1, 1, 1, 6e4]}, []),
+    "constant": ({"weight": [1, 0, 1, 1]}, [("constant-channels", "note", (1,))]),
+    "dead by gamma and beta": ({"weight": [0] * 4, "bias": [0] * 4}, [("dead-channels", "warning", ALL)]),
+    "dead by the relu": ({"weight": [1, 1, 0.01, 1], "bias": [1, 1, -0.5, 1]}, [("dead-channels", "note", (2,))]),
+    "rarely above zero": ({"weight": [1, 1, 0.1, 1], "bias": [1, 1, -0.5, 1]}, []),
+    "untrained": ({"mean": [0] * 4, "var": [1] * 4}, [("untrained", "warning", ())]),
+    "one channel untrained": ({"mean": [0, 1, 1, 1], "var": [1, 2, 2, 2]}, []),
+    "overflow": ({"weight": [1e7] * 4}, [("float16-overflow", "warning", ALL)]),
+    "spread": ({"weight": [1, 1, 500, 1]}, [("scale-spread", "note", (2,))]),
+    "two faults": (
+        {"var": [np.nan, 1, 1, 1], "weight": [1, 0, 1, 1]},
+        [("non-finite", "error", (0,)), ("constant-channels", "note", (1,))],
+    ),
+}
+
+
+def found(dialect: Dialect, model: Any) -> list[Told]:
+    folded, report = dialect.fold(model, FoldOptions())
+    told = findings(dialect.evidence(model), dialect.evidence(folded), report)
+    assert {finding.affine for finding in told} <= {"A001"}
+    return [(finding.code, finding.severity, finding.channels) for finding in told]
+
+
+def in_onnx(
+    stored: Stored | None = None, front: Callable[[Net], str] = lambda net: "x", **more: Any
+) -> onnx.ModelProto:
+    net = Net(opset=15)
+    conv = net.conv(front(net), 3, 4, (1, 1))
+    net.node("Relu", [net.batch_norm(conv, 4, stored=HEALTHY | (stored or {}), **more)])
+    return net.model({"x": (2, 3, 5, 5)})
+
+
+def found_in_onnx(proto: onnx.ModelProto) -> list[Told]:
+    return found(onnx_dialect(), frontend.from_proto(proto))
+
+
+@cache
+def in_torch(*front: nn.Module, train: bool = False, **more: Any) -> ExportedProgram:
+    torch.manual_seed(0)
+    net = nn.Sequential(*front, nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, **more), nn.ReLU()).train(train)
+    program = torch.export.export(net, (torch.randn(2, 3, 5, 5),))
+    store(program, len(front) + 1, HEALTHY)
+    return program
+
+
+def store(program: ExportedProgram, index: int, stored: Stored) -> None:
+    names = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    with torch.no_grad():
+        for key, numbers in stored.items():
+            program.state_dict[f"{index}.{names[key]}"].copy_(torch.tensor(numbers))
+
+
+@pytest.mark.parametrize("case", STATISTICS)
+def test_a_fault_of_the_statistics_in_onnx(case: str) -> None:
+    stored, told = STATISTICS[case]
+    assert found_in_onnx(in_onnx(stored)) == told
+
+
+@pytest.mark.parametrize("case", STATISTICS)
+def test_a_fault_of_the_statistics_in_torch(case: str) -> None:
+    stored, told = STATISTICS[case]
+    program = in_torch()
+    store(program, 1, HEALTHY | stored)
+    assert found(torch_dialect(), program) == told
+
+
+def dropout(*inputs: float, **attributes: Any) -> Callable[[Net], str]:
+    def front(net: Net) -> str:
+        return net.node("Dropout", ["x", *(net.constant(f"ratio{each}", each) for each in inputs)], **attributes)
+
+    return front
+
+
+def behind_relu(net: Net) -> str:
+    return net.node("Relu", [dropout(0.3)(net)])
+
+
+def behind_many(net: Net) -> str:
+    value = dropout(0.3)(net)
+    for _ in range(9):
+        value = net.node("Relu", [value])
+    return value
+
+
+def added_to_itself(net: Net) -> str:
+    return net.node("Add", [dropout(0.3)(net), "x"])
+
+
+def behind_softmax(net: Net) -> str:
+    return net.node("Softmax", [dropout(0.3)(net)])
+
+
+@pytest.mark.parametrize(
+    ("proto", "told"),
+    [
+        (in_onnx(epsilon=0.9), [("unusual-epsilon", "note", ())]),
+        (in_onnx(momentum=0.1), [("unusual-momentum", "note", ())]),
+        (in_onnx(momentum=0.9997), []),
+        (in_onnx(front=dropout()), [("dropout-before-norm", "note", ())]),
+        (in_onnx(front=behind_relu), [("dropout-before-norm", "note", ())]),
+        (in_onnx(front=dropout(0.0)), []),
+        (in_onnx(front=added_to_itself), []),
+        (in_onnx(front=behind_many), []),
+        (in_onnx(front=behind_softmax), []),
+        (in_onnx(training_mode=1), [("batch-statistics", "warning", ())]),
+    ],
+)
+def test_a_fault_of_the_settings_or_the_place_in_onnx(proto: onnx.ModelProto, told: list[Told]) -> None:
+    assert found_in_onnx(proto) == told
+
+
+@pytest.mark.parametrize(
+    ("front", "more", "told"),
+    [
+        ((), {"eps": 0.9}, [("unusual-epsilon", "note", ())]),
+        ((), {"momentum": 0.99}, [("unusual-momentum", "note", ())]),
+        ((), {"momentum": None}, []),
+        ((nn.Dropout(0.3), nn.ReLU()), {}, [("dropout-before-norm", "note", ())]),
+        ((nn.Dropout(0.0),), {}, []),
+        ((nn.Dropout(0.3), nn.Softmax(1)), {}, []),
+        ((), {"train": True}, [("batch-statistics", "warning", ())]),
+    ],
+)
+def test_a_fault_of_the_settings_or_the_place_in_torch(
+    front: tuple[nn.Module, ...], more: dict[str, Any], told: list[Told]
+) -> None:
+    assert found(torch_dialect(), in_torch(*front, **more)) == told
+
+
+def taken(numbers: list[float], former: float = 1.0) -> list[Told]:
+    """What is told of an operator with a weight for each channel, all of which were `former` before."""
+    before, after = (StoredLinear("linear", np.array(each).reshape(-1, 1), None) for each in ([former] * 4, numbers))
+    report = FoldReport((Outcome(Site("bn", "BatchNormalization"), 4, 1, "", (Site("fc", "Gemm"),), None),))
+    told = findings(Evidence({}, {"fc": before}), Evidence({}, {"fc": after}), report)
+    return [(finding.code, finding.severity, finding.channels) for finding in told]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "former", "told"),
+    [
+        ([1, 1, 1, 32], 1, []),
+        ([1, 1, 1, -33], 1, [("scale-spread", "note", (3,))]),
+        ([0, 0, 0, 33], 1, []),
+        ([0, 0, 0, 0], 1, []),
+        ([65504] * 4, 1, []),
+        ([65505] * 4, 1, [("float16-overflow", "warning", ALL)]),
+        ([65505] * 4, 65505, []),
+    ],
+)
+def test_what_folding_did_to_an_operator(numbers: list[float], former: float, told: list[Told]) -> None:
+    assert taken(numbers, former) == told
+
+
+def norm(**stored: Any) -> StoredNorm:
+    arrays = {key: np.array(numbers, np.float32) for key, numbers in (HEALTHY | stored).items()}
+    return StoredNorm(arrays["weight"], arrays["bias"], arrays["mean"], arrays["var"], 1e-5)
+
+
+def test_a_relu_that_is_not_the_only_reader_kills_no_channel() -> None:
+    stored = norm(weight=[1, 1, 0.01, 1], bias=[1, 1, -0.5, 1])
+    assert list(remarks(stored, stays=False)) == []
+    assert len(list(remarks(replace(stored, rectified=True), stays=False))) == 1
+
+
+def test_a_scale_beyond_float16_is_told_where_the_batch_norm_stays() -> None:
+    large = norm(weight=[1, 1e7, 1, 1])
+    (remark,) = remarks(large, stays=True)
+    assert remark.condition is Condition.FLOAT16_OVERFLOW
+    assert "9.13e+06" in remark.text
+    assert list(remarks(large, stays=False)) == []
+
+
+def test_a_frozen_batch_norm_stores_no_statistics_and_is_not_untrained() -> None:
+    frozen = replace(norm(mean=[0] * 4, var=[1] * 4), epsilon=0.0)
+    assert [remark.condition for remark in remarks(frozen, stays=False)] == [Condition.UNUSUAL_EPSILON]
+
+
+def test_statistics_of_unlike_shapes_are_not_looked_at() -> None:
+    assert list(remarks(replace(norm(var=[-1] * 4), mean=np.zeros(3)), stays=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "code"),
+    [
+        ({}, ["warning"], Exit.OK),
+        ({"var": [1, 1, 1, 1e6]}, ["warning"], Exit.POLICY),
+        ({"var": [1, 1, 1, 1e6]}, ["error"], Exit.OK),
+        ({"var": [1, np.nan, 1, 1]}, ["error"], Exit.POLICY),
+        ({"var": [1, np.nan, 1, 1]}, ["warning"], Exit.POLICY),
+        ({"weight": [1, 0, 1, 1]}, ["warning"], Exit.OK),
+        ({"weight": [1, 0, 1, 1]}, ["error", "constant-channels"], Exit.POLICY),
+        ({"weight": [1, 0, 1, 1]}, ["dead-channels"], Exit.OK),
+    ],
+)
+def test_fail_on_exits_with_3(
+    stored: Stored, words: list[str], code: Exit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(in_onnx(stored), tmp_path / "m.onnx")
+    flags = [flag for word in words for flag in ("--fail-on", word)]
+    assert main(["inspect", str(tmp_path / "m.onnx"), "--json", *flags]) == code
+    captured = capsys.readouterr()
+    document = validated(captured.out)
+    assert document["status"] == ("policy" if code else "ok")
+    assert bool(document["findings"]) == bool(stored)
+    assert ("not allowed by --fail-on: 1 " in captured.err) == bool(code)
+
+
+@pytest.mark.parametrize("word", [each.code for each in (*Condition, *FOUND_REASONS)])
+def test_every_finding_can_be_named_and_is_explained(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (entry,) = explain.lookup(word)
+    text = explain.render((entry,))
+    assert all(part in text for part in (entry.message, entry.remedy, "Example: "))
+    assert word in explain.render(explain.lookup(None))
+    assert main(["inspect", str(tmp_path / "absent.onnx"), "--fail-on", word]) != Exit.USAGE
+    assert "--fail-on" not in capsys.readouterr().err
+
+
+def graver(path: Path) -> list[str]:
+    """The findings about a model file that are more than notes."""
+    run = Run("inspect")
+    run_inspect(run, path)
+    assert run.fold is not None
+    assert run.fold.norms
+    return [finding.message for finding in run.findings if finding.severity != "note"]
+
+
+def test_the_shipped_model_is_healthy(tmp_path: Path) -> None:
+    assert graver(demo_in(tmp_path)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "models").glob("*.pt")), ids=lambda path: path.stem
+)
+def test_a_trained_model_has_no_warning(path: Path) -> None:
+    assert graver(path) == []
