@@ -27,6 +27,8 @@ class Exit(IntEnum):
 def clean(text: str) -> str:
     """The text on one line, with every character that could steer a terminal written as an escape: control and format
     characters (ANSI escapes, bidi overrides, zero width), separators, surrogates, private use."""
+    if text.isprintable():
+        return text
     return "".join(_escaped(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
 
 

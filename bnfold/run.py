@@ -103,11 +103,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Range:
-    """The largest magnitude among the weights of the operators that took an affine in, before and after, and flags."""
+    """The largest magnitude among the weights of the operators that took an affine in, before and after, and flags.
+
+    `spread`, before and after: how many times larger the weights of the largest output channel are than those of the
+    median one, in the operator where that is most after folding; None where no weight is other than zero.
+    """
 
     before: float
     after: float
     flags: tuple[str, ...] = ()
+    spread: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ OWNERS = {
     "onnxruntime": {"runtime"},
     "onnxsim": {"simplifying"},
     "typer": {"cli"},
+    "jinja2": {"reports"},
+    "markupsafe": {"reports"},
+    "matplotlib": {"reports"},
 }
 NUMPY_ONLY = {room for rooms in LAYERS[: LEVEL["folding"] + 1] for room in rooms}
 
@@ -137,6 +140,7 @@ OFFENDERS = [
     ("bnfold.cli", "from torch import nn", "which only"),
     ("bnfold.verify.check", "def f():\n    import onnxruntime as ort", "which only"),
     ("bnfold.saving", "import onnx_ir as ir", "which only"),
+    ("bnfold.cli", "from matplotlib.figure import Figure", "which only"),
     ("bnfold.algebra", "import onnx", "nothing but numpy"),
     ("bnfold.attic", "import json", "no place in LAYERS"),
 ]
@@ -276,6 +280,7 @@ def test_the_wheel_holds_the_package_and_its_data(root: Path, tmp_path: Path) ->
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"bnfold/py.typed", "bnfold/data/demo.onnx", "bnfold/reports/report.schema.json"} <= names
     assert "bnfold/reports/certificate.schema.json" in names
+    assert {f"bnfold/reports/page/{name}" for name in ("page.html", "style.css", "script.js")} <= names
     assert {str(path.relative_to(root)) for path in sources(root)} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bnfold"}
     assert wheel.stat().st_size < 1_000_000

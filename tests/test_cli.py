@@ -136,7 +136,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         (["fold", "a.onnx", "b.onnx"], "unexpected extra argument"),
         (["fold", "a.onnx", "--out"], "'--out' requires an argument"),
         (["fold", "a.onnx", "--accept", "padded-boarder"], "did you mean padded-border?"),
-        (["fold", "a.onnx", "--report", "r.html"], "writes: .json, .md, .xml"),
+        (["fold", "a.onnx", "--report", "r.pdf"], "writes: .json, .html, .md, .xml"),
         (["export", "a.pt", "--arch-arg", "depth"], "'depth' is not of the form KEY=VALUE"),
         (["inspect", "a.onnx", "--baseline", "r.json", "--report", "r.json"], "would overwrite the baseline"),
         (["inspect", "a.onnx", "--fail-on", "untraned"], "the code of a finding; did you mean untrained?"),

@@ -129,6 +129,7 @@ def test_json_of_a_full_run() -> None:
     document = validated(report_of(full_run()))
     assert document["summary"] == {
         "batch_norms": 2,
+        "batch_norms_after": 1,
         "affines": 2,
         "affines_folded": 1,
         "folded": 1,
@@ -493,7 +494,7 @@ def test_a_report_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) -
     link = tmp_path / "link.json"
     link.hardlink_to(model)
     for path, error in (
-        (tmp_path / "report.html", UsageError),
+        (tmp_path / "report.pdf", UsageError),
         (tmp_path / "report", UsageError),
         (link, UsageError),
         (tmp_path / "nowhere" / "report.json", EnvironmentFailure),

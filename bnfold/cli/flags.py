@@ -39,7 +39,7 @@ class ReportFlags:
 
     report: Annotated[
         list[Path],
-        _report("--report", metavar="FILE", help="Write a report: .json, .md or .xml (JUnit); repeatable."),
+        _report("--report", metavar="FILE", help="Write a report: .json, .html, .md or .xml (JUnit); repeatable."),
     ] = field(default_factory=list)
     json: Annotated[bool, _report("--json", help="The JSON report on stdout, everything else on stderr.")] = False
     quiet: Annotated[bool, _report("-q", "--quiet", help="Errors only.")] = False

@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-from bnfold.errors import EnvironmentFailure, UsageError
+from bnfold.errors import EnvironmentFailure, MissingDependency, UsageError
 from bnfold.reports.report import Report
 from bnfold.saving import atomic
 
-KINDS = {".json": "bnfold.reports.json", ".md": "bnfold.reports.markdown", ".xml": "bnfold.reports.junit"}
+KINDS = {
+    ".json": "bnfold.reports.json",
+    ".html": "bnfold.reports.html",
+    ".md": "bnfold.reports.markdown",
+    ".xml": "bnfold.reports.junit",
+}
+NEEDS = {".html": ("jinja2", "matplotlib")}
+"""The packages of the extra `html`, which is asked for by this suffix alone."""
 
 
 def refuse_unusable(path: Path, models: tuple[Path, ...], baseline: Path | None = None) -> None:
@@ -24,6 +32,10 @@ def refuse_unusable(path: Path, models: tuple[Path, ...], baseline: Path | None 
             code="unknown-report-kind",
             hint=f"write --report {path.with_suffix('.json')}",
         )
+    missing = [name for name in NEEDS.get(path.suffix.lower(), ()) if find_spec(name) is None]
+    if missing:
+        message = f"an HTML report needs {' and '.join(missing)}, not installed here"
+        raise MissingDependency(message, hint='pip install "bnfold[html]"')
     if any(_same(path, model) for model in models):
         raise UsageError(f"the report {path} would overwrite the model", code="report-is-model")
     if baseline is not None and _same(path, baseline):

@@ -152,4 +152,5 @@ def _by_channel(linear: StoredLinear) -> NDArray[Any]:
 def is_subnormal(magnitudes: Tensor) -> Channels:
     """Which magnitudes are too small for the full precision of their type, but not zero."""
     smallest = np.asarray(SMALLEST_NORMAL.get(magnitudes.dtype.name, 0.0), magnitudes.dtype)
-    return np.asarray((magnitudes > 0) & (magnitudes < smallest))
+    with np.errstate(invalid="ignore"):  # a NaN is neither
+        return np.asarray((magnitudes > 0) & (magnitudes < smallest))

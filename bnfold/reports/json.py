@@ -47,6 +47,7 @@ def document(report: Report) -> dict[str, Any]:
         "elapsed_s": report.elapsed_s,
         "status": report.status,
         "exit_code": int(report.exit_code),
+        "headline": report.headline,
         "error": _error(report),
         "input": _file(run.input),
         "output": _output(run.output),
@@ -100,6 +101,7 @@ def _output(record: FileRecord | None) -> dict[str, Any] | None:
 def _summary(run: Run) -> dict[str, Any]:
     return {
         "batch_norms": run.before.batch_norms if run.before else None,
+        "batch_norms_after": run.after.batch_norms if run.after else None,
         "affines": len(run.fold.outcomes) if run.fold else None,
         "affines_folded": run.fold.folded + others_folded(run.fold) if run.fold else None,
         "folded": run.fold.folded if run.fold else None,
@@ -158,6 +160,7 @@ def _affine(identity: str, outcome: Outcome, found: Range | None) -> dict[str, A
         "reason": reason,
         "copied_bytes": outcome.copied_bytes,
         "range": {"before": found.before if found else None, "after": found.after if found else None},
+        "spread": dict(zip(("before", "after"), found.spread if found else (None, None), strict=True)),
         "flags": list(found.flags) if found else [],
     }
 

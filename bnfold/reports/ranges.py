@@ -2,6 +2,7 @@
 
 Flags: `float16-overflow`, a number that float16 does not hold where the original had none; `subnormal`, numbers too
 small for the full precision of their type where the original had fewer.
+How far apart the channels of one operator are says what integer weights lose that share one scale.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def ranges(original: Evidence, folded: Evidence, report: FoldReport) -> dict[str
     names = dict.fromkeys(site.name for outcome in report.outcomes for site in outcome.into)
     both = [name for name in names if name in original.linears and name in folded.linears]
     known = {name: (_extremes(original.linears[name]), _extremes(folded.linears[name])) for name in both}
+    spreads = {name: (_spread(original.linears[name]), _spread(folded.linears[name])) for name in both}
     found = {}
     for outcome in report.outcomes:
         pairs = [known[site.name] for site in outcome.into if site.name in known]
@@ -35,7 +37,8 @@ def ranges(original: Evidence, folded: Evidence, report: FoldReport) -> dict[str
             overflows = before <= FLOAT16_LARGEST < after
             fresh = any(now > then for (_, then), (_, now) in pairs)
             flags = ("float16-overflow",) * overflows + ("subnormal",) * fresh
-            found[outcome.site.name] = Range(before, after, flags)
+            worst = max((spreads[site.name] for site in outcome.into if site.name in known), key=lambda at: at[1] or 0)
+            found[outcome.site.name] = Range(before, after, flags, worst)
     return found
 
 
@@ -48,6 +51,23 @@ def _extremes(linear: StoredLinear) -> tuple[float, int]:
         largest = max(largest, float(finite.max(initial=0)))
         small += int(np.count_nonzero(is_subnormal(numbers)))
     return largest, small
+
+
+def _spread(linear: StoredLinear) -> float | None:
+    """How many times larger the largest weight of the largest output channel is than that of the median one, of those
+    that have one: half of the channels lose log2 of it, in bits, where one integer scale serves the whole tensor."""
+    weight = linear.weight
+    kept: tuple[int, ...] = (0,)
+    if linear.layout == "conv_transpose":
+        weight, kept = weight.reshape(linear.groups, -1, *weight.shape[1:]), (0, 2)
+    elif linear.layout == "matmul":
+        kept = (weight.ndim - 1,)
+    others = tuple(axis for axis in range(weight.ndim) if axis not in kept)
+    with np.errstate(invalid="ignore"):  # a NaN is passed over
+        high, low = (ends.reduce(weight, axis=others, initial=0) for ends in (np.fmax, np.fmin))
+    largest = np.maximum(high.astype(np.float64), -low.astype(np.float64))
+    largest = largest[(largest > 0) & np.isfinite(largest)]
+    return float(largest.max() / np.median(largest)) if largest.size else None
 
 
 def _parts(linear: StoredLinear) -> Iterator[NDArray[Any]]:
