@@ -77,6 +77,11 @@ class Reason(Enum):
         "a weight or statistic is computed at run time",
         "store the parameter as an initializer; a weight that is a model input can be overridden at run time",
     )
+    TRAINED = (
+        "trained",
+        "the file holds a graph for training, which changes a weight or statistic",
+        "fold a copy of the model without its training_info, if it is for inference only",
+    )
     VARIANCE_NOT_POSITIVE = (
         "variance-not-positive",
         "variance + epsilon is not positive in some channel, so the batch norm itself gives NaN or infinity",

@@ -159,9 +159,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def _put(source: Path, target: Path) -> None:
     """Make a finished file of the same disk appear as `target`, with the permissions that `target` has already."""
+    _flush(source)
     if target.is_file():
         os.chmod(source, stat.S_IMODE(target.stat().st_mode))
-    _flush(source)
     os.replace(source, target)
     _flush(target.parent)
 
@@ -169,7 +169,8 @@ def _put(source: Path, target: Path) -> None:
 def _flush(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no flush of it
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what may be written; a folder can only be read
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

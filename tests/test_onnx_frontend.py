@@ -1008,13 +1008,18 @@ def typed(stored: onnx.TensorProto) -> onnx.TensorProto:
     return stored
 
 
+def sparse_attribute() -> onnx.AttributeProto:
+    """An attribute that no operator but Constant has."""
+    return onnx.AttributeProto(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+
+
 INVALID: dict[str, tuple[str, Callable[[onnx.ModelProto], object]]] = {
     "undefined input": ("invalid-model", lambda proto: proto.graph.node[1].input.__setitem__(0, "nowhere")),
     "output made twice": ("invalid-model", lambda proto: proto.graph.node[1].output.__setitem__(0, "conv0")),
     "too few numbers": ("invalid-model", lambda proto: typed(proto.graph.initializer[0]).float_data.pop()),
     "too few bytes": ("invalid-model", lambda proto: setattr(proto.graph.initializer[0], "raw_data", b"abc")),
     "sparse tensors": ("invalid-model", lambda proto: proto.graph.sparse_initializer.add()),
-    "training graph": ("unsupported-model", lambda proto: proto.training_info.add()),
+    "sparse attribute": ("unsupported-model", lambda proto: proto.graph.node[0].attribute.append(sparse_attribute())),
 }
 
 

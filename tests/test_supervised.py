@@ -93,6 +93,12 @@ def test_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert supervised.supervise(["fold", str(demo_in(tmp_path)), "-q", "--no-check", "--no-limits"]) == Exit.OK
 
 
+def test_a_system_that_tells_nothing_of_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "MOST_OF_MEMORY", 1e-6)
+    monkeypatch.delattr(os, "sysconf")
+    assert supervised.supervise(["fold", str(demo_in(tmp_path)), "-q", "--no-check"]) == Exit.OK
+
+
 def test_only_what_executes_is_supervised() -> None:
     assert [word for word in ("fold", "export", "check", "bench", "inspect", "explain", "demo", "--help") if
             supervised.is_wanted([word], {})] == ["fold", "export", "check", "bench"]  # fmt: skip

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
+from mmap import PAGESIZE
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -80,21 +82,22 @@ _LIFTED = "--no-limits lifts the limits of memory and time"
 
 
 def _installed() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """The bytes of memory of the machine, without end where the system does not say."""
+    return float(PAGESIZE * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else inf
 
 
 def _resident(pid: int) -> int:
     """The bytes of memory that a process holds, 0 where the system does not say in /proc."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            return int(file.read().split()[1]) * PAGESIZE
     except (OSError, ValueError, IndexError):
         return 0
 
 
 def _death(number: int) -> BnfoldError:
     name = signal.Signals(number).name
-    if number == signal.SIGKILL:
+    if name == "SIGKILL":
         message = "the process that ran the model was killed, as a system does that runs out of memory"
         return EnvironmentFailure(message, code="out-of-memory")
     return NoVerdict(f"the process that ran the model died of {name}", code="crashed")

@@ -24,7 +24,7 @@ import numpy as np
 from bnfold.errors import Rejected, UsageError
 from bnfold.loading.archives import check_archive
 from bnfold.loading.kinds import Kind
-from bnfold.loading.source import Source, printable
+from bnfold.loading.source import Source, brief
 from bnfold.loading.suggestions import command, input_guess, peek
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _unreadable(path: Path, error: Exception, source: Source) -> Rejected:
     unsupported = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
     if unsupported is not None:
         return refusal(path, [unsupported.group(1)], source)
-    text = f"{path} cannot be read as a torch checkpoint ({type(error).__name__}: {printable(str(error))})"
+    text = f"{path} cannot be read as a torch checkpoint ({type(error).__name__}: {brief(str(error))})"
     hint = None
     if source.trust_pickle and isinstance(error, ModuleNotFoundError | AttributeError):
         hint = "make the code of the network importable: install it, or name its folder with --app-dir and --arch"
@@ -115,7 +115,7 @@ def _unreadable(path: Path, error: Exception, source: Source) -> Rejected:
 
 def refusal(path: Path, wanted: list[str], source: Source) -> Rejected:
     """A pickle that wants to import more than data: what it wanted, and the command that trusts it."""
-    listed = ", ".join(map(printable, wanted[:4])) + (f" and {len(wanted) - 4} more" if len(wanted) > 4 else "")
+    listed = ", ".join(map(brief, wanted[:4])) + (f" and {len(wanted) - 4} more" if len(wanted) > 4 else "")
     message = f"{path} is a pickle that would run code when loaded (it wants {listed})"
     hint = command(path, source, "--trust-pickle", guess=input_guess(peek(path)))
     return Rejected(message, code="needs-trust", hint=hint)
@@ -153,7 +153,7 @@ def take_apart(loaded: Any, path: Path, source: Source) -> Contents:
 
 def _held(loaded: Any) -> str:
     """What is in a checkpoint, for a message."""
-    names = [printable(str(name)) for name in loaded] if isinstance(loaded, Mapping) else []
+    names = [brief(str(name)) for name in loaded] if isinstance(loaded, Mapping) else []
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return listed or f"a {type(loaded).__name__}"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import Rejected, UsageError
 from bnfold.loading.checkpoints import import_path
-from bnfold.loading.source import Source, printable
+from bnfold.loading.source import Source, brief
 from bnfold.loading.suggestions import command, find_network, input_guess, named_architecture
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def build(arch: str, arguments: Mapping[str, Any], app_dir: Path) -> nn.Module:
         try:
             network = factory(**arguments)
         except Exception as error:
-            message = f"--arch {arch} raised {type(error).__name__}: {printable(str(error))}"
+            message = f"--arch {arch} raised {type(error).__name__}: {brief(str(error))}"
             raise Rejected(message, code="arch-failed", hint=_parameters(factory)) from error
     if not isinstance(network, nn.Module):
         raise Rejected(f"--arch {arch} returned a {type(network).__name__}, not an nn.Module", code="arch-failed")
@@ -64,7 +64,7 @@ def _find(arch: str) -> Any:
         hint = "name the folder of your code with --app-dir" if is_ours else f"{module_name} needs it: install it"
         raise Rejected(f"--arch {arch}: there is no module {error.name!r}", code="arch-not-found", hint=hint) from None
     except Exception as error:
-        message = f"--arch {arch}: importing {module_name!r} raised {type(error).__name__}: {printable(str(error))}"
+        message = f"--arch {arch}: importing {module_name!r} raised {type(error).__name__}: {brief(str(error))}"
         raise Rejected(message, code="arch-failed") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bnfold.errors import Rejected
 from bnfold.loading.archives import check_archive
 from bnfold.loading.audit import complaints
-from bnfold.loading.source import printable
+from bnfold.loading.source import brief
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -33,7 +33,7 @@ def load_program(path: Path, *, limits: bool) -> ExportedProgram:
             with _only_data(), _quiet():
                 return torch.export.load(file)
         except Exception as error:
-            why = f"{type(error).__name__}: {printable(str(error))}"
+            why = f"{type(error).__name__}: {brief(str(error))}"
             message = f"{path} cannot be read as an exported program ({why})"
             raise Rejected(message, code="invalid-program", hint="export it again with the installed torch") from error
 

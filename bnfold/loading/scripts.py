@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import Rejected
 from bnfold.loading.archives import check_archive
-from bnfold.loading.source import Source, printable
+from bnfold.loading.source import Source, brief
 from bnfold.loading.suggestions import command, input_guess, peek
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_script(path: Path, source: Source) -> Any:
                 warnings.simplefilter("ignore")  # torch 2.13 announces the end of TorchScript at every call
                 script = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            message = f"{path} cannot be read as TorchScript ({printable(str(error))})"
+            message = f"{path} cannot be read as TorchScript ({brief(str(error))})"
             raise Rejected(message, code="invalid-torchscript") from error
     return script.eval() if hasattr(script, "training") else script
 
@@ -48,7 +48,7 @@ def to_program(script: Any, example_inputs: tuple[Any, ...]) -> ExportedProgram:
             warnings.simplefilter("ignore")
             return TS2EPConverter(script, example_inputs).convert()
     except Exception as error:
-        why = f"{type(error).__name__}: {printable(str(error))}"
+        why = f"{type(error).__name__}: {brief(str(error))}"
         message = f"this TorchScript module cannot be converted to an exported program ({why})"
         hint = "export the original network instead of its TorchScript"
         raise Rejected(message, code="conversion", hint=hint) from error

@@ -27,10 +27,12 @@ class Source:
     given: tuple[str, ...] = ()
 
 
-def printable(text: str) -> str:
-    """Text from a file as it may be shown: one line, no control, escape or bidirectional characters."""
-    line = text.strip().partition("\n")[0]
-    return "".join(character if character.isprintable() else "?" for character in line)[:200]
+def brief(text: str) -> str:
+    """As much as a sentence takes of what a file or another program says: the first line, 200 characters of it.
+
+    How its characters may be shown is the affair of the error in which it stands.
+    """
+    return text.strip().partition("\n")[0][:200]
 
 
 @dataclass(frozen=True)

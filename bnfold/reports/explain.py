@@ -30,6 +30,7 @@ EXAMPLES: dict[Reason, str] = {
     Reason.AXIS_DIFFERS: "bn(linear(x)) with x of shape (N, C, L): linear maps the last axis, bn normalises axis 1",
     Reason.NOT_PER_CHANNEL: "Mul by a constant of shape (W,) behind a convolution",
     Reason.PARAMETER_NOT_CONSTANT: "F.conv2d(x, weight=hyper_network(z)) followed by a batch norm",
+    Reason.TRAINED: "an ONNX file with training_info, whose update_binding names the weight of a convolution",
     Reason.VARIANCE_NOT_POSITIVE: "running_var = -1e-3 with eps = 1e-5",
     Reason.NON_FINITE: "running_mean = nan after a training run that diverged",
     Reason.OVERFLOW: "a float16 convolution before a batch norm with running_var = 1e-12: the scale exceeds 65504",

@@ -209,7 +209,8 @@ class Structure:
         if name in self._weights and isinstance(first, Held) and isinstance(second, Held):
             return  # L1 derives what is computed from it
         same = self._are_same(self._through(first), self._now(second))
-        computed = not isinstance(first, Held) and name not in self.original.affines
+        given = isinstance(first, Wire) and first.given
+        computed = not given and not isinstance(first, Held) and name not in self.original.affines
         if not same and is_parameter and not derived and (linear in self.story.written or computed):
             yield Complaint(Status.WARN, f"the parameters of {name} are not known, so nothing is said of them here")
             return

@@ -23,6 +23,7 @@ from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.computing import ARITHMETIC, COMPUTED, Arrays, compute
 from bnfold.frontends.onnx.inferred import SMALL, Inferred, Known, Types, Unknown
 from bnfold.frontends.onnx.rounding import rounded
+from bnfold.frontends.onnx.training import is_trained
 from bnfold.graph import Reason
 
 MAX_DEPTH = 64
@@ -76,18 +77,23 @@ class Constants:
 
     def why_not(self, value: ir.Value) -> Reason:
         """Why a value is no constant."""
-        node, depth = value.producer(), 0
-        while node is not None and depth < MAX_DEPTH:
-            if is_quantised(node):
+        read: ir.Value | None = value
+        for _ in range(MAX_DEPTH):
+            if read is not None and is_trained(read):
+                return Reason.TRAINED
+            node = None if read is None else read.producer()
+            if node is not None and is_quantised(node):
                 return Reason.QUANTISED
-            if not walking.is_standard(node, *COMPUTED) or not node.inputs or node.inputs[0] is None:
+            if node is None or not walking.is_standard(node, *COMPUTED) or not node.inputs:
                 break
-            node, depth = node.inputs[0].producer(), depth + 1
+            read = node.inputs[0]
         return Reason.PARAMETER_NOT_CONSTANT
 
     def is_overridable(self, value: ir.Value) -> bool:
-        """Whether the caller may replace a stored value at run time (before IR version 4 every one was declared)."""
-        return value.is_graph_input() and not (self._model.ir_version < 4 and value.graph is self._model.graph)
+        """Whether the caller, or training, may replace a stored value (before IR version 4 every one was declared)."""
+        return is_trained(value) or (
+            value.is_graph_input() and not (self._model.ir_version < 4 and value.graph is self._model.graph)
+        )
 
     def _of(self, value: ir.Value, depth: int) -> Constant | None:
         if value not in self._known and depth < MAX_DEPTH:

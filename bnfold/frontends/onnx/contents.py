@@ -15,6 +15,7 @@ from bnfold.evidence import Contents, Held, Move, Operation, Read, Wire
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.computing import COMPUTED
 from bnfold.frontends.onnx.constants import constant_tensor, known_types
+from bnfold.frontends.onnx.training import is_trained
 
 WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm")
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -32,8 +33,8 @@ def contents(model: ir.Model) -> Contents:
     defaults = {
         str(value.name): value.const_value.numpy()
         for graph in reader.scopes
-        for value in graph.inputs
-        if value.const_value is not None and model.ir_version >= 4
+        for value in {*graph.inputs, *graph.initializers.values()}
+        if value.const_value is not None and (is_trained(value) or (value.is_graph_input() and model.ir_version >= 4))
     }
     idle = frozenset(name for node, name in reader.names.items() if reader.is_seen_through(node))
     return Contents(operations, results, defaults, idle)
@@ -100,7 +101,7 @@ class _Reader:
         if value not in self._held:
             maker = value.producer()
             if value.is_initializer():
-                tensor = value.const_value
+                tensor = None if is_trained(value) else value.const_value
             else:
                 tensor = (
                     constant_tensor(maker) if maker is not None and walking.is_standard(maker, "Constant") else None

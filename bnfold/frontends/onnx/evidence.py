@@ -28,6 +28,7 @@ from bnfold.evidence import (
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.computing import COMPUTED, MOVES
 from bnfold.frontends.onnx.constants import MAX_DEPTH, constant_tensor, known_types
+from bnfold.frontends.onnx.training import is_trained
 
 Stored = NDArray[Any]
 
@@ -253,7 +254,8 @@ class _Reader:
         if not value.is_initializer():
             node = value.producer()
             return constant_tensor(node) if node is not None and walking.is_standard(node, "Constant") else None
-        return None if value.is_graph_input() and self._model.ir_version >= 4 else value.const_value
+        changes = is_trained(value) or (value.is_graph_input() and self._model.ir_version >= 4)
+        return None if changes else value.const_value
 
     def _computed(self, node: ir.Node | None, depth: int) -> Stored | None:
         """The result of a node whose inputs are all stored or computed."""

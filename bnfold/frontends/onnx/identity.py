@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import onnx_ir as ir
 
 from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx.training import training
 from bnfold.outcome import FoldReport
 
 DECIDING = frozenset(
@@ -22,14 +24,17 @@ NOTE = "bnfold.folded"
 
 
 def identity(model: ir.Model) -> list[str]:
-    """IR version, opsets, names and metadata of a model, one text each; without the note that `annotate` adds."""
+    """IR version, opsets, names, metadata and graphs for training of a model, one text each; without the note that
+    `annotate` adds."""
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(model.opset_imports.items()))
     noted = sorted(model.metadata_props.items())
     metadata = [f"metadata {key}={value}" for key, value in noted if key != NOTE]
     names = [
         f"{what} {getattr(model, what)!r}" for what in ("producer_name", "producer_version", "domain", "doc_string")
     ]
-    return [f"IR version {model.ir_version}", f"opsets {opsets}", *names, f"graph {model.graph.name!r}", *metadata]
+    trains = [f"training graphs {sha256(data).hexdigest()}" for data in training(model)]
+    versions = [f"IR version {model.ir_version}", f"opsets {opsets}"]
+    return [*versions, *names, f"graph {model.graph.name!r}", *metadata, *trains]
 
 
 def annotate(model: ir.Model, report: FoldReport) -> ir.Model:

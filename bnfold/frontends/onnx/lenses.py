@@ -267,8 +267,9 @@ def matrix_position(node: ir.Node, look: Looker) -> int | Reason:
     if look.constant(left):
         return 0
     reasons = [look.why_not(value) for value in (right, left)]
-    if Reason.QUANTISED in reasons:
-        return Reason.QUANTISED
+    for reason in (Reason.QUANTISED, Reason.TRAINED):
+        if reason in reasons:
+            return reason
     stored = right.is_initializer() or left.is_initializer()
     return Reason.PARAMETER_NOT_CONSTANT if stored else Reason.NOT_LINEAR
 

@@ -17,12 +17,16 @@ COUNTABLE = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING}
 
 def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """The graph, those that training runs, and the bodies of control flow in them and in functions."""
-    for graph in (
-        proto.graph,
-        *(each for info in proto.training_info for each in (info.initialization, info.algorithm)),
-    ):
+    yield from executed(proto)
+    for graph in (each for info in proto.training_info for each in (info.initialization, info.algorithm)):
         yield graph
         yield from _nested(graph.node)
+
+
+def executed(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and the bodies of control flow in it and in functions."""
+    yield proto.graph
+    yield from _nested(proto.graph.node)
     for function in proto.functions:
         yield from _nested(function.node)
 

@@ -21,7 +21,8 @@ from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.external import check_external
 from bnfold.frontends.onnx.limits import check_limits
 from bnfold.frontends.onnx.protos import bits_of, graphs, nbytes, nodes, tensors, texts, words
-from bnfold.frontends.onnx.sparse import densified
+from bnfold.frontends.onnx.sparse import are_misplaced, densified, fill
+from bnfold.frontends.onnx.training import keep
 from bnfold.frontends.onnx.wire import varint, without_numbers
 
 OPAQUE = "bnfold.opaque"
@@ -84,8 +85,8 @@ def _model(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview],
     for index, own in apart.items():
         tensor = proto.graph.initializer[index]
         model.graph.initializers[tensor.name].const_value = _over(tensor, own)
-    for own_name, held in sparse.items():
-        model.graph.initializers[own_name].const_value = held
+    fill(model, sparse)
+    keep(model, proto)
     _forget_derived_types(model, proto)
     return model
 
@@ -144,11 +145,12 @@ def _ends_early(data: bytes) -> bool:
 
 def _refuse_unsupported(proto: onnx.ModelProto, name: str) -> None:
     """What would be lost in silence on the way through onnx_ir."""
-    sparse = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
+    trained = tensors(onnx.ModelProto(training_info=proto.training_info))
     lost = {
-        "sparse initializers in a subgraph": any(graph.sparse_initializer for graph in list(graphs(proto))[1:]),
-        "sparse constants": any(attribute.type in sparse for node in nodes(proto) for attribute in node.attribute),
-        "training graphs": bool(proto.training_info),
+        "sparse tensors in a subgraph, in a function or in an operator": are_misplaced(proto),
+        "graphs for training with data in other files": any(
+            tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in trained
+        ),
     }
     for what, present in lost.items():
         if present:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.lenses import Slot
 from bnfold.frontends.onnx.spilling import raw
+from bnfold.frontends.onnx.training import is_trained
 from bnfold.window import Window
 
 _OPERATORS = {"scale": "Mul", "shift": "Add"}
@@ -192,14 +193,14 @@ class Unused:
 
 
 def sweep(model: ir.Model, before: Unused) -> None:
-    """Remove the nodes and initializers that nobody reads any more, but no input that a caller may give, and no batch
-    norm: every one is told of."""
+    """Remove the nodes and initializers that nobody reads any more, but no input that a caller may give, nothing that
+    training changes, and no batch norm: every one is told of."""
     roots = [model.graph, *(function.graph for function in model.functions.values())]
     for graph in roots:
         _sweep_nodes(graph, before)
     for graph in walking.graphs(model):
         for name, value in list(graph.initializers.items()):
-            offered = value.is_graph_input() and model.ir_version >= 4
+            offered = is_trained(value) or (value.is_graph_input() and model.ir_version >= 4)
             if not _is_idle(value) or value in before.values or offered:
                 continue
             del graph.initializers[name]

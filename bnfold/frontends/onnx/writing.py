@@ -16,6 +16,7 @@ from bnfold.errors import EnvironmentFailure, Rejected
 from bnfold.frontends.onnx import walking
 from bnfold.frontends.onnx.reading import read
 from bnfold.frontends.onnx.sparse import SparseTensor, restore
+from bnfold.frontends.onnx.training import restore_training, training
 from bnfold.frontends.onnx.wire import GRAPH, INITIALIZER, LARGE_BYTES, RAW_DATA, begins
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
@@ -27,6 +28,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The proto of a model. Tensors that lie in files are named, not read."""
     proto: onnx.ModelProto = ir.to_proto(model)
     restore(model, proto)
+    restore_training(model, proto)
     return proto
 
 
@@ -53,8 +55,12 @@ def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
             _write_streamed(model, file)
         return (path,)
     data = path.with_name(path.name + ".data")
-    with _standing_in(_small_tensors(model)):
+    with _standing_in(_small_tensors(model) | _sparse_tensors(model)):
         ir.save(model, path, external_data=data.name, size_threshold_bytes=INLINE_BYTES)
+    proto = onnx.load(path, load_external_data=False)
+    restore(model, proto)
+    restore_training(model, proto)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
     return (path, data) if data.exists() else (path,)
 
 
@@ -166,6 +172,12 @@ def _small_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
     }
 
 
+def _sparse_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
+    """In the place of the tensors that stay sparse, such as take no space."""
+    stored = {value: value.const_value for value in model.graph.initializers.values()}
+    return {value: _empty(value, tensor) for value, tensor in stored.items() if isinstance(tensor, SparseTensor)}
+
+
 def _is_small(tensor: ir.TensorProtocol) -> bool:
     return isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= INLINE_BYTES
 
@@ -178,4 +190,5 @@ def is_one_file(model: ir.Model) -> bool:
 
 def _inline_bytes(model: ir.Model) -> int:
     tensors = walking.stored_tensors(model)
-    return sum(tensor.nbytes for tensor in tensors if not isinstance(tensor, ir.ExternalTensor))
+    inline = sum(tensor.nbytes for tensor in tensors if not isinstance(tensor, ir.ExternalTensor))
+    return inline + sum(map(len, training(model)))
