@@ -23,7 +23,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from bnfold.verification import Side
 from bnfold.verify.draws import Neighbours
 from bnfold.verify.ends import Tuned
 from bnfold.verify.machines import Machine, Subject
+from bnfold.verify.meters import EndToEnd
 from bnfold.verify.plan import CheckPlan
 from bnfold.verify.probes import FAMILIES, feeds_of
 
@@ -63,13 +64,13 @@ Row = dict[str, Any]
 class Inputs:
     """One input of each family, what float64 gives for it, and what the original gives without optimisation."""
 
-    original: Path
     subject: Subject
     feeds: tuple[Arrays, ...]
     exact: tuple[Arrays, ...]
     plain: tuple[Arrays, ...]
     neighbours: Neighbours
     machines: tuple[Machine, Machine]
+    levels: Mapping[str, Machine]
 
     @classmethod
     def of(cls, original: Path, seed: int) -> Inputs:
@@ -80,16 +81,13 @@ class Inputs:
         signature = subject.signature
         machines = Machine(lambda: exactly, signature, signature), Machine(lambda: run, signature, signature)
         results = tuple(map(exactly, feeds)), tuple(map(run, feeds))
-        return cls(original, subject, feeds, *results, Neighbours(feeds), machines)
+        levels = {level: Machine(lambda level=level: Kept(original, level), signature, signature) for level in LEVELS}
+        return cls(subject, feeds, *results, Neighbours(feeds), machines, levels)
 
     def judged(self, candidate: Path, level: str) -> Row:
         """What L5 says of a candidate if this level were the default."""
-        first, second = (
-            replace(subject, optimised=lambda path=path: Session(path, level))
-            for subject, path in ((self.subject, self.original), (subject_of(candidate), candidate))
-        )
-        tuned = Tuned.of(first, second, None)
-        assert tuned is not None, "both have optimisations"
+        second = Machine(lambda: Session(candidate, level), self.subject.signature, subject_of(candidate).signature)
+        tuned = Tuned(self.levels[level], second, *(EndToEnd(None, {}) for _ in range(3)))
         for given, exact, plain in zip(self.feeds, self.exact, self.plain, strict=True):
             tuned.add(given, exact, plain)
         tuned.draw_again(self.neighbours, *self.machines)
@@ -109,6 +107,20 @@ class Session:
     def __call__(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         names = [port.name for port in self.raw.get_outputs()]
         return dict(zip(names, self.raw.run(names, dict(feeds)), strict=True))
+
+
+class Kept(Session):
+    """One that remembers what it gave for the arrays that it was given, which live as long as it does."""
+
+    def __init__(self, path: Path, level: str) -> None:
+        super().__init__(path, level)
+        self.known: dict[tuple[int, ...], dict[str, NDArray[Any]]] = {}
+
+    def __call__(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        key = tuple(id(value) for value in feeds.values())
+        if key not in self.known:
+            self.known[key] = super().__call__(feeds)
+        return self.known[key]
 
 
 def subject_of(path: Path) -> Subject:
