@@ -44,6 +44,13 @@ class Folded(Generic[M]):
     def __repr__(self) -> str:
         return f"Folded({type(self.model).__name__}, {self.report.folded} of {len(self.report.norms)} batch norms)"
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.to_dict` gives, and under `model` the name of the model's class."""
+        return {"model": type(self.model).__name__, **self.report.to_dict()}
+
 
 @dataclass(frozen=True)
 class Recalibrated(Generic[M]):
@@ -54,6 +61,13 @@ class Recalibrated(Generic[M]):
 
     def __repr__(self) -> str:
         return f"Recalibrated({type(self.model).__name__}, {self.report})"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.to_dict` gives, and under `model` the name of the model's class."""
+        return {"model": type(self.model).__name__, **self.report.to_dict()}
 
 
 def fold(

@@ -108,7 +108,7 @@ def _check(report: Report) -> Iterator[RenderableType]:
     grid = _table("check", "", "", "measured")
     for layer in check.layers:
         status = Text(layer.status, _STATUS_STYLES[layer.status])
-        grid.add_row(Text(layer.layer), status, Text(tables.because(layer)), Text(tables.measured(layer)))
+        grid.add_row(Text(layer.layer), status, Text(tables.because(layer)), Text(layer.measured))
     if check.layers:
         yield grid
     grid = _table("error against float64", "original", _second(report), "ratio", numeric=True)
