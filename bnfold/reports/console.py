@@ -17,10 +17,9 @@ from rich.text import Text
 from bnfold.errors import clean
 from bnfold.reports import tables
 from bnfold.reports.report import Report
-from bnfold.reports.text import plural
+from bnfold.reports.text import WIDTH, plural
 from bnfold.verify.result import Status
 
-WIDTH = 80
 INDENT = (0, 0, 0, 2)
 _STATUS_STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.WARN: "yellow", Status.SKIPPED: "dim"}
 
