@@ -125,7 +125,8 @@ def export(
 
     `model` is the path of any model file, an `nn.Module` in eval mode (with `example_inputs`, as `fold` takes them) or
     an `ExportedProgram`. An existing model file at `out` is replaced. `opset` None is the exporter's own. `include`,
-    `exclude`, `max_growth`, `leftover` and `merge` are those of `fold`. Floating-point numbers become float32.
+    `exclude`, `max_growth`, `leftover` and `merge` are those of `fold`. Half precision that a file
+    stores becomes float32; a module or a program keeps its number types.
 
     Raises `NotEquivalent` or `NoVerdict`, and writes nothing, if the check does not agree, unless `check` is off;
     `Rejected` for what cannot be read or captured, `MissingDependency` where a package is missing.

@@ -18,7 +18,7 @@ from bnfold.graph import Reason, Refusal, Site
 from bnfold.moments import Drift, DriftReport, Untouched
 from bnfold.outcome import FoldReport, Merged, Unmerged
 from bnfold.reports.json import document
-from bnfold.verify.result import Verdict
+from bnfold.verify.result import Verdict, Verification
 
 LONG = NASTY * 40
 MERGED = Merged("merge-branches", Site(LONG, "Conv"), (Site(NASTY, "Conv"),), None, 12, None, math.inf)
@@ -98,6 +98,11 @@ def test_a_dict_has_what_the_json_report_has() -> None:
 def test_what_json_cannot_hold_becomes_what_it_can(value: Any, becomes: Any) -> None:
     assert plain(value) == becomes
     assert json.loads(json.dumps(plain(value), allow_nan=False)) == becomes
+
+
+def test_a_verdict_is_said_once() -> None:
+    check = Verification(Verdict.PROVED, "proved: equal", "auto", 0, ())
+    assert repr(check) == "Verification(proved: equal)"
 
 
 def test_lines_lists_and_tables_end() -> None:

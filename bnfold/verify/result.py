@@ -161,4 +161,5 @@ class Verification:
 
     @property
     def _said(self) -> str:
-        return brief(f"{self.verdict}: {self.sentence}")
+        told = self.sentence.startswith(self.verdict)
+        return brief(self.sentence if told else f"{self.verdict}: {self.sentence}")
