@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bnfold.api import load as load
     from bnfold.api import recalibrate as recalibrate
     from bnfold.api import save as save
+    from bnfold.benchmark import Benchmark as Benchmark
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.errors import MissingDependency as MissingDependency
     from bnfold.errors import NotEquivalent as NotEquivalent
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from bnfold.graph import Reason as Reason
     from bnfold.moments import DriftReport as DriftReport
     from bnfold.outcome import FoldReport as FoldReport
+    from bnfold.verify.result import Verification as Verification
 
 _HOMES = {
     "bnfold.api": (
@@ -45,10 +47,12 @@ _HOMES = {
         "recalibrate",
         "save",
     ),
+    "bnfold.benchmark": ("Benchmark",),
     "bnfold.errors": ("BnfoldError", "MissingDependency", "NoVerdict", "NotEquivalent", "Rejected"),
-    "bnfold.folding": ("FoldReport",),
     "bnfold.graph": ("Reason",),
     "bnfold.moments": ("DriftReport",),
+    "bnfold.outcome": ("FoldReport",),
+    "bnfold.verify.result": ("Verification",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -44,6 +44,14 @@ class Folded(Generic[M]):
     def __repr__(self) -> str:
         return f"Folded({type(self.model).__name__}, {self.report.folded} of {len(self.report.norms)} batch norms)"
 
+    def _repr_html_(self) -> str:
+        """The table of the report, for notebooks."""
+        return self.report._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.to_dict` gives, and under `model` the name of the model's class."""
+        return {"model": type(self.model).__name__, **self.report.to_dict()}
+
 
 @dataclass(frozen=True)
 class Recalibrated(Generic[M]):
@@ -54,6 +62,14 @@ class Recalibrated(Generic[M]):
 
     def __repr__(self) -> str:
         return f"Recalibrated({type(self.model).__name__}, {self.report})"
+
+    def _repr_html_(self) -> str:
+        """The table of the report, for notebooks."""
+        return self.report._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.to_dict` gives, and under `model` the name of the model's class."""
+        return {"model": type(self.model).__name__, **self.report.to_dict()}
 
 
 def fold(
@@ -107,9 +123,13 @@ def export(
 ) -> Run:
     """Write a model as a folded ONNX file and return all that is known of it: `.fold`, `.check`, `.before`, `.after`.
 
-    `model` is the path of any model file, an `nn.Module` in eval mode (with `example_inputs`) or an `ExportedProgram`.
-    An existing model file at `out` is replaced. Raises `NotEquivalent` or `NoVerdict`, and writes nothing, if the check
-    does not agree.
+    `model` is the path of any model file, an `nn.Module` in eval mode (with `example_inputs`, as `fold` takes them) or
+    an `ExportedProgram`. An existing model file at `out` is replaced. `opset` None is the exporter's own. `include`,
+    `exclude`, `max_growth`, `leftover` and `merge` are those of `fold`. Half precision that a file
+    stores becomes float32; a module or a program keeps its number types.
+
+    Raises `NotEquivalent` or `NoVerdict`, and writes nothing, if the check does not agree, unless `check` is off;
+    `Rejected` for what cannot be read or captured, `MissingDependency` where a package is missing.
     """
     run = Run("export")
     options = _options(include, exclude, max_growth, leftover, merge)
@@ -123,7 +143,10 @@ def export(
 
 
 def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> FoldReport:
-    """What `fold` would do with every batch norm, and why it would leave some; takes what `fold` takes."""
+    """What `fold` would do with every batch norm, and why it would leave some.
+
+    `model` and `example_inputs` are what `fold` takes. Raises what `fold` raises.
+    """
     return fold(model, example_inputs).report
 
 
@@ -140,7 +163,14 @@ def check(
 ) -> Verification:
     """Compare two models: paths, ONNX models, exported programs, or modules (with `example_inputs`) in any combination.
 
-    A verdict that is not `proved` or `verified` is returned, not raised; see `bnfold.testing.assert_equivalent`.
+    `reference` is the original and `candidate` the model that is to compute the same; inputs and outputs are matched by
+    name, else by position. With `level="static"` nothing is executed, with
+    `level="full"` a layer that had to be skipped is no verdict. `rtol` and `atol` are a tolerance of the caller's:
+    `|candidate - reference| <= atol + rtol * |reference|` for each element. `min_top1`
+    in [0, 1] is how many of the decisions must agree. `seed` chooses the inputs.
+
+    A verdict that is not `proved` or `verified` is returned, not raised; see `bnfold.testing.assert_equivalent`. Raises
+    `UsageError` for a module without `example_inputs` or in train mode, `Rejected` for what cannot be read or captured.
     """
     given = rtol is not None or atol is not None
     return check_models(
@@ -165,8 +195,9 @@ def bench(
 ) -> Benchmark:
     """Measure models against the first; one alone is measured against its own fold.
 
-    Files are measured in fresh processes: in onnxruntime, or in torch, eager and compiled. `batch` is one size or
-    several, of which the first is spoken of; `budget` is in seconds for all `processes`. An `nn.Module` in eval mode is
+    `models` are files or modules. Files are measured in fresh processes: with `runtime` in onnxruntime, or in torch,
+    eager and compiled; with `dtype` as stored, or converted to float16. `batch` is one size or several, of which the
+    first is spoken of; `budget` is in seconds for all `processes`, `threads` for each. An `nn.Module` in eval mode is
     measured as it is, by torch in this process, on its `example_inputs`, in as many bursts as `processes` says.
 
     Raises `UsageError` where modules and files are mixed, `NoVerdict` where a model does not run.
@@ -236,12 +267,20 @@ def recalibrate(module: Any, data: Iterable[Any]) -> Recalibrated[Any]:
 
 
 def load(path: str | Path, *, source: Source = Source()) -> Any:
-    """The model in a file: an `onnx_ir.Model`, an `ExportedProgram` or an `nn.Module` in eval mode, told by content."""
+    """The model in a file: an `onnx_ir.Model`, an `ExportedProgram` or an `nn.Module` in eval mode, told by content.
+
+    `path` is a model file of any kind. `source` holds what the command line asks for a file that needs more: the code
+    of its network, trust in a pickle. Raises `Rejected` for what cannot be read or is not trusted.
+    """
     return load_file(Path(path), source).model
 
 
 def save(model: Any, path: str | Path) -> None:
-    """Write an ONNX model or an exported program, whole or not at all. An existing file is replaced."""
+    """Write an ONNX model or an exported program, whole or not at all.
+
+    `model` is an `onnx_ir.Model`, an `onnx.ModelProto` or an `ExportedProgram`; an existing file at `path` is replaced.
+    Raises `Rejected` for any other model, `EnvironmentFailure` where the disk does not take it.
+    """
     if _is_proto(model):
         from bnfold.frontends import onnx
 

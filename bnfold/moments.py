@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.display import brief, plain, table
+
 Floats = NDArray[np.float64]
+
+LONGEST_NAME = 30
+"""Of a batch norm, in a line about all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,17 +133,22 @@ class DriftReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON holds it; numbers that it cannot hold are the strings "nan" and "inf"."""
-        return {
-            "layers": [{key: _plain(value) for key, value in asdict(layer).items()} for layer in self.layers],
-            "left": [asdict(row) for row in self.left],
-            "passes": self.passes,
-        }
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
     def __repr__(self) -> str:
-        times = f"{self.passes} pass{'es' * (self.passes != 1)}"
-        found = f"{len(self.layers)} of {len(self.layers) + len(self.left)} batch norms in {times}"
         worst = sorted(self.layers, key=_divergence)[-1:]
-        return f"DriftReport({'; '.join([found, *map(_sentence, worst)])})"
+        return f"DriftReport({'; '.join([self._counted(), *map(_sentence, worst)])})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: per batch norm how far it had drifted, then those that were left."""
+        measured = [(layer.name, _range(layer), f"{layer.divergence:.2g}") for layer in self.layers]
+        left = [(row.name, f"left: {row.code}", "") for row in self.left]
+        return table(self._counted(), ("batch norm", "drift", "divergence (nats)"), [*measured, *left])
+
+    def _counted(self) -> str:
+        times = f"{self.passes} pass{'es' * (self.passes != 1)}"
+        return f"{len(self.layers)} of {len(self.layers) + len(self.left)} batch norms in {times}"
 
 
 def _divergence(layer: Drift) -> float:
@@ -147,11 +157,11 @@ def _divergence(layer: Drift) -> float:
 
 
 def _sentence(layer: Drift) -> str:
+    return f"most in {brief(layer.name, LONGEST_NAME)}: {_range(layer)}"
+
+
+def _range(layer: Drift) -> str:
     return (
-        f"most in {layer.name}: means moved by up to {layer.mean_max:.2g} σ, "
+        f"means moved by up to {layer.mean_max:.2g} σ, "
         f"variances became {layer.variance_low:.2g} to {layer.variance_high:.2g} times what they were"
     )
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

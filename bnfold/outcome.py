@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from bnfold.display import plain, some, table
 from bnfold.errors import PolicyViolation
 from bnfold.graph import Refusal, Site
 from bnfold.origin import Origin
@@ -43,6 +45,57 @@ class Outcome:
     def lowered(self) -> bool:
         """Whether what stays of it is no batch norm any more."""
         return bool(self.lowered_to)
+
+    @property
+    def fate(self) -> str:
+        """The code of the reason why it stays, or what took it in and through what it went there."""
+        if self.refusal:
+            return self.refusal.reason.code
+        through = f" through {some([site.op for site in self.via])}" if self.via else ""
+        return (some([titled(site) for site in self.into]) or "nothing: it has no effect") + through
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON report, as JSON holds it, but for its id and the range of the weights."""
+        found: dict[str, Any] = plain(
+            {
+                "name": self.site.name,
+                "op": self.site.op,
+                "batch_norm": self.is_norm,
+                "channels": self.channels,
+                "axis": self.axis,
+                "module": self.site.module,
+                "source": {"file": self.site.source[0], "line": self.site.source[1]} if self.site.source else None,
+                "outcome": self.status,
+                "rule": self.rule,
+                "into": [{"node": taker.name, "op": taker.op} for taker in self.into],
+                "via": [{"node": crossed.name, "op": crossed.op} for crossed in self.via],
+                "reason": _reason(self.refusal),
+                "copied_bytes": self.copied_bytes,
+            }
+        )
+        return found
+
+    @property
+    def status(self) -> str:
+        """folded, partly or left."""
+        return "folded" if self.folded else "partly" if self.partly else "left"
+
+
+def titled(site: Site) -> str:
+    """A node in the user's words: its module if that is known."""
+    return site.module or site.name
+
+
+def _reason(refusal: Refusal | None) -> dict[str, Any] | None:
+    if refusal is None:
+        return None
+    return {
+        "code": refusal.reason.code,
+        "message": refusal.reason.message,
+        "remedy": refusal.reason.remedy,
+        "blocker": refusal.blocker,
+        "also": list(refusal.also),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +142,22 @@ class Merged:
     activation_bytes_saved: int | None
     cancellation: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON report, as JSON holds it."""
+        found: dict[str, Any] = plain(
+            {
+                "rule": self.rule,
+                "nodes": [site.name for site in self.nodes],
+                "into": self.into.name,
+                "module": self.into.module,
+                "macs_saved": self.macs_saved,
+                "parameters_saved": self.parameters_saved,
+                "activation_bytes_saved": self.activation_bytes_saved,
+                "cancellation": self.cancellation,
+            }
+        )
+        return found
+
 
 @dataclass(frozen=True)
 class Unmerged:
@@ -96,6 +165,10 @@ class Unmerged:
 
     site: Site
     refusal: Refusal
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON report, as JSON holds it."""
+        return {"node": self.site.name, "reason": self.refusal.reason.code, "blocker": self.refusal.blocker}
 
 
 @dataclass(frozen=True)
@@ -127,11 +200,37 @@ class FoldReport:
 
     @property
     def folded(self) -> int:
+        """How many batch norms folded."""
         return sum(outcome.folded for outcome in self.norms)
 
     @property
     def left(self) -> int:
+        """How many batch norms stay."""
         return len(self.norms) - self.folded
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """The counts of the JSON report: of affines, of batch norms, of merged operators."""
+        return {
+            "affines": len(self.outcomes),
+            "affines_folded": sum(outcome.folded for outcome in self.outcomes),
+            "folded": self.folded,
+            "merged": len(self.merges),
+            "left": self.left,
+        }
+
+    def identified(self) -> tuple[tuple[str, Outcome], ...]:
+        """Every affine with its id: `A001` and on, in topological order."""
+        return tuple((f"A{number:03d}", outcome) for number, outcome in enumerate(self.outcomes, start=1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`summary`, `affines`, `merges` and `unmerged` with the keys of the JSON report, as JSON holds them."""
+        return {
+            "summary": self.summary,
+            "affines": [{"id": identity, **outcome.to_dict()} for identity, outcome in self.identified()],
+            "merges": [merged.to_dict() for merged in self.merges],
+            "unmerged": [each.to_dict() for each in self.unmerged],
+        }
 
     def unaccepted(self, accept: Iterable[str] = ()) -> tuple[Outcome, ...]:
         """The batch norms left for a reason whose code is not in `accept`."""
@@ -146,4 +245,14 @@ class FoldReport:
             raise PolicyViolation(f"{len(left)} of {len(self.norms)} batch norms are left: {found}")
 
     def __repr__(self) -> str:
-        return f"FoldReport({self.folded} of {len(self.norms)} batch norms folded)"
+        return f"FoldReport({self._counted})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a row per batch norm, and per other affine that folded; those that stay come first."""
+        shown = sorted((o for o in self.outcomes if o.is_norm or o.folded), key=lambda o: o.folded)
+        rows = [(titled(o.site), o.status, o.fate) for o in shown]
+        return table(self._counted, ("batch norm", "outcome", "into, or the reason"), rows)
+
+    @property
+    def _counted(self) -> str:
+        return f"{self.folded} of {len(self.norms)} batch norms folded"

@@ -210,8 +210,10 @@ def test_measuring_stops_once_nothing_more_is_to_be_learnt(
 
     monkeypatch.setattr(processes_room, "start_child", answered)
     contenders = [write(tmp_path / "a.onnx", "Exp"), write(tmp_path / "b.onnx", "Exp")]
-    found = measure(contenders, BenchOptions(budget=60, processes=9))
+    stages: list[str] = []
+    found = measure(contenders, BenchOptions(budget=60, processes=9), stages.append)
     assert found.processes == processes
+    assert stages[-processes] == "process 1 of 9, about 60 s left"
     assert any("narrower" in note for note in found.notes) == (processes < 9)
 
 

@@ -122,6 +122,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     ("words", "says"),
     [
         ([], "no command was given"),
+        (["--hlep"], "bnfold has no flag --hlep; did you mean --help?"),
         (["exprot"], "there is no command 'exprot'; did you mean export?"),
         (["fold"], "bnfold fold needs MODEL\n  run: bnfold fold model.onnx"),
         (["check", "a.onnx"], "needs two models, REFERENCE and CANDIDATE\n  run: bnfold check a.onnx"),

@@ -507,7 +507,7 @@ def test_a_report_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) -
 def test_every_reason_is_explained_with_an_example() -> None:
     assert set(explain.EXAMPLES) == set(Reason)
     for reason in Reason:
-        text = explain.render(explain.lookup(reason.code))
+        text = " ".join(explain.render(explain.lookup(reason.code)).split())
         assert reason.message in text
         assert reason.remedy in text
         assert "Example: " in text

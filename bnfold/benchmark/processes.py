@@ -84,7 +84,7 @@ class Processes:
             left = budget - (time.perf_counter() - start)
             if number >= FEWEST_PROCESSES and left < loading + _SHORTEST_S:
                 return
-            self.progress(f"{self.noun} {number + 1} of {processes}")
+            self.progress(f"{self.noun} {number + 1} of {processes}, about {max(left, 0):.0f} s left")
             seconds = max(left / (processes - number) - loading, _SHORTEST_S)
             began = time.perf_counter()
             self.answers.append(self._start(models, self.pairs, seconds))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bnfold.benchmark.statistics import Comparison, Interval
+from bnfold.display import brief, plain, table
 from bnfold.model import ModelFacts
 from bnfold.verify.inputs import InputSpec
 from bnfold.verify.probes import ProbeOptions
+
+LONGEST_NAME = 40
+"""Of a contender, where it is one of two."""
 
 MODES: Mapping[str, Mapping[str, bool]] = {
     "onnxruntime": {"default": True, "off": False},
@@ -118,6 +122,13 @@ class Compared:
     verdict: Comparison
     batch: int = 1
 
+    @property
+    def interval(self) -> str:
+        """The ratio with its uncertainty; a question mark where it is not known."""
+        if self.ratio is None or self.low is None or self.high is None:
+            return "?"
+        return f"{self.ratio:.2f} times as fast [{self.low:.3g}, {self.high:.3g}]"
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -134,3 +145,48 @@ class Benchmark:
     notes: tuple[str, ...] = ()
     interrupted: bool = False
     mode: str = "default"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON report has under `bench`, as JSON holds it: seconds and bytes."""
+        found: dict[str, Any] = plain(
+            {
+                "contenders": [asdict(contender) for contender in self.contenders],
+                "comparisons": [asdict(comparison) for comparison in self.comparisons],
+                "control": asdict(self.control) if self.control else None,
+                "batch": self.batch,
+                "mode": self.mode,
+                "processes": self.processes,
+                "threads": self.threads,
+                "provider": self.provider,
+                "notes": self.notes,
+                "interrupted": self.interrupted,
+            }
+        )
+        return found
+
+    def __repr__(self) -> str:
+        return f"Benchmark({self._said})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the verdict, and a row per comparison, never a ratio without its uncertainty."""
+        rows = [
+            (_names(pair), pair.options, str(pair.batch), pair.interval, _words(pair.verdict))
+            for pair in self.comparisons
+        ]
+        return table(self._said, ("compared", "mode", "batch", "ratio", "verdict"), rows)
+
+    @property
+    def _said(self) -> str:
+        """Of the first comparison in the mode that is spoken of; counts where nothing was compared."""
+        for pair in self.comparisons:
+            if (pair.options, pair.batch) == (self.mode, self.batch):
+                return f"{_words(pair.verdict)}: {pair.interval}, {_names(pair)}"
+        return f"{len(self.contenders)} measured, none compared"
+
+
+def _names(pair: Compared) -> str:
+    return f"{brief(pair.b, LONGEST_NAME)} against {brief(pair.a, LONGEST_NAME)}"
+
+
+def _words(verdict: Comparison) -> str:
+    return verdict.replace("_", " ")

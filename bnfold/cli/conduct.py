@@ -10,11 +10,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, TextIO
 
 from bnfold.cli.failures import InternalError, spoken, told
 from bnfold.cli.job import Job
 from bnfold.cli.streams import emit, python_warnings, stdout_to_stderr
+from bnfold.display import brief
 from bnfold.errors import BnfoldError, Exit
 from bnfold.run import Run
 
@@ -149,4 +151,5 @@ def _progress(job: Job) -> Callable[[str], None]:
     stream: TextIO = sys.stderr
     if job.flags.quiet or not stream.isatty():
         return lambda stage: None
-    return lambda stage: emit(f"{CLEAR_LINE}{stage} …" if stage else CLEAR_LINE, stream)
+    longest = get_terminal_size().columns - len(" … ")
+    return lambda stage: emit(f"{CLEAR_LINE}{brief(stage, longest)} …" if stage else CLEAR_LINE, stream)

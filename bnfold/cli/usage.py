@@ -51,7 +51,11 @@ def _bad_value(error: Any) -> str:
 
 
 def _flags(context: Any) -> list[str]:
-    return [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+    return [
+        flag
+        for parameter in context.command.get_params(context)
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    ]
 
 
 def _sentence(text: str) -> str:

@@ -17,10 +17,9 @@ from rich.text import Text
 from bnfold.errors import clean
 from bnfold.reports import tables
 from bnfold.reports.report import Report
-from bnfold.reports.text import plural
+from bnfold.reports.text import WIDTH, plural
 from bnfold.verify.result import Status
 
-WIDTH = 80
 INDENT = (0, 0, 0, 2)
 _STATUS_STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.WARN: "yellow", Status.SKIPPED: "dim"}
 
@@ -108,7 +107,7 @@ def _check(report: Report) -> Iterator[RenderableType]:
     grid = _table("check", "", "", "measured")
     for layer in check.layers:
         status = Text(layer.status, _STATUS_STYLES[layer.status])
-        grid.add_row(Text(layer.layer), status, Text(tables.because(layer)), Text(tables.measured(layer)))
+        grid.add_row(Text(layer.layer), status, Text(tables.because(layer)), Text(layer.measured))
     if check.layers:
         yield grid
     grid = _table("error against float64", "original", _second(report), "ratio", numeric=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TypeVar
 
 from bnfold.errors import UsageError
 from bnfold.graph import Reason
 from bnfold.reports.conditions import Condition
-from bnfold.reports.text import did_you_mean
+from bnfold.reports.text import WIDTH, did_you_mean
 from bnfold.run import Finding
 
 T = TypeVar("T", bound=Reason | Condition)
@@ -84,17 +85,21 @@ def findings(explained: Sequence[Reason | Condition]) -> list[Finding]:
 
 
 def render(explained: Sequence[Reason | Condition]) -> str:
-    """One entry in full, or one line for each of several."""
+    """One entry in full, or the code and the sentence of each of several; lines of at most 80 columns."""
     if len(explained) == 1:
         return _entry(explained[0])
     width = max(len(each.code) for each in explained)
-    lines = {kind: [f"{e.code:{width}}  {e.message}" for e in explained if isinstance(e, kind)] for kind in KINDS}
+    told = {
+        each: fill(each.message, WIDTH, initial_indent=f"{each.code:{width}}  ", subsequent_indent=" " * (width + 2))
+        for each in explained
+    }
+    lines = {kind: [told[each] for each in explained if isinstance(each, kind)] for kind in KINDS}
     parts = [[title, "", *lines[kind], ""] for kind, title in KINDS.items()]
     return "\n".join([line for part in parts for line in part] + ["More of one: bnfold explain CODE", ""])
 
 
 def _entry(entry: Reason | Condition) -> str:
-    lines = [f"{entry.code}: {entry.message}.", "", f"What to do: {entry.remedy}."]
+    lines = [fill(f"{entry.code}: {entry.message}.", WIDTH), "", fill(f"What to do: {entry.remedy}.", WIDTH)]
     example = EXAMPLES.get(entry) if isinstance(entry, Reason) else entry.example
     if example is not None:
         lines.append(f"Example: {example}")

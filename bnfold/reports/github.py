@@ -94,7 +94,7 @@ def _annotations(report: Report) -> Iterator[Annotation]:
             yield Annotation(
                 levels[layer.status],
                 f"check {layer.layer}",
-                f"{tables.because(layer)}; measured {tables.measured(layer) or 'nothing'}",
+                f"{tables.because(layer)}; measured {layer.measured or 'nothing'}",
                 model,
             )
     sites = {identity: outcome.site for identity, outcome in identified(report.run.fold)}

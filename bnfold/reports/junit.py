@@ -91,7 +91,7 @@ def _layers(report: Report) -> Iterator[Element]:
 
 
 def _measured(layer: Layer) -> str:
-    return f"measured {tables.measured(layer) or 'nothing'}"
+    return f"measured {layer.measured or 'nothing'}"
 
 
 def _affines(report: Report) -> Iterator[Element]:

@@ -54,10 +54,7 @@ def _check(report: Report) -> Iterator[str]:
     if check.layers:
         yield _table(
             ("layer", "status", "because", "measured"),
-            (
-                (layer.layer, layer.status.value, tables.because(layer), tables.measured(layer))
-                for layer in check.layers
-            ),
+            ((layer.layer, layer.status.value, tables.because(layer), layer.measured) for layer in check.layers),
         )
     if check.outputs:
         yield _table(("error against float64", "original", "candidate", "ratio"), tables.errors(report.run))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING
 
 from bnfold.errors import BnfoldError, Exit
@@ -131,7 +130,7 @@ class Report:
 
 def identified(fold: FoldReport | None) -> Iterator[tuple[str, Outcome]]:
     """Every affine with its id: `A001` and on, in topological order."""
-    return zip((f"A{index:03d}" for index in count(1)), fold.outcomes if fold else (), strict=False)
+    return iter(fold.identified() if fold else ())
 
 
 def others_folded(fold: FoldReport) -> int:

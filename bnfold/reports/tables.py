@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bnfold.display import some
 from bnfold.errors import clean
 from bnfold.graph import Reason, Site
-from bnfold.outcome import Outcome
+from bnfold.outcome import Outcome, titled
 from bnfold.reports.report import Report, identified, interval
 from bnfold.reports.text import duration, figure, number, plural, size
 from bnfold.run import FileRecord, Finding, Run
@@ -50,7 +51,7 @@ class Left:
 
 def title(site: Site) -> str:
     """A node in the user's words: its module if that is known."""
-    return clean(site.module or site.name)
+    return clean(titled(site))
 
 
 def listed(report: Report) -> list[tuple[str, Outcome]]:
@@ -63,7 +64,7 @@ def rows(report: Report) -> list[Row]:
     """One row per affine that is shown, in topological order."""
     pairs = listed(report)
     times = Counter(title(outcome.site) for _, outcome in pairs)
-    return [Row(identity, _name(outcome, times), outcome.folded, _fate(outcome)) for identity, outcome in pairs]
+    return [Row(identity, _name(outcome, times), outcome.folded, clean(outcome.fate)) for identity, outcome in pairs]
 
 
 def _name(outcome: Outcome, times: Mapping[str, int]) -> str:
@@ -115,7 +116,7 @@ def blocked_by(group: Left) -> str | None:
     """`conv1, conv2, conv3 and 4 more`."""
     if not group.blockers:
         return None
-    return _some(group.blockers)
+    return some(group.blockers)
 
 
 def merges(report: Report) -> Iterator[tuple[str, str, str]]:
@@ -146,13 +147,6 @@ def changes(run: Run) -> Iterator[tuple[str, str, str]]:
     ):
         after = show(getattr(run.after, field)) if run.after else ""
         yield name, show(getattr(run.before, field)), after
-
-
-def measured(layer: Layer) -> str:
-    """What a layer of the check measured, against its limit."""
-    if layer.figure is None:
-        return ""
-    return figure(layer.figure) + (f" (limit {figure(layer.limit)})" if layer.limit is not None else "")
 
 
 def because(layer: Layer) -> str:
@@ -275,20 +269,6 @@ def _weighed(record: FileRecord) -> str:
     data = sum(file.bytes for file in record.external)
     beside = f", and {size(data)} in {plural(len(record.external), 'data file')}" if record.external else ""
     return f"{clean(record.path)} ({size(record.bytes)}{beside})"
-
-
-def _fate(outcome: Outcome) -> str:
-    if outcome.refusal:
-        return outcome.refusal.reason.code
-    takers = [title(site) for site in outcome.into]
-    through = f" through {_some([clean(site.op) for site in outcome.via])}" if outcome.via else ""
-    return (_some(takers) if takers else "nothing: it has no effect") + through
-
-
-def _some(names: Sequence[str]) -> str:
-    """`a, b, c and 4 more`."""
-    more = len(names) - MAX_BLOCKERS
-    return ", ".join(names[:MAX_BLOCKERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def told(findings: Iterable[Finding]) -> list[str]:

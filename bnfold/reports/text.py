@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+WIDTH = 80
+"""Of what people read where the width of their terminal is not known."""
+
 
 def size(count: int | None) -> str:
     """Bytes for people: `44.6 MB`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
+from bnfold.display import brief, plain, table
 from bnfold.outcome import FoldReport
 
 
@@ -39,6 +41,13 @@ class Layer:
     channel: int | None = None
     elapsed_s: float = 0.0
 
+    @property
+    def measured(self) -> str:
+        """What was measured against its limit, three digits of each; nothing where nothing was."""
+        if self.figure is None:
+            return ""
+        return f"{self.figure:.3g}" + (f" (limit {self.limit:.3g})" if self.limit is not None else "")
+
 
 @dataclass(frozen=True)
 class OutputComparison:
@@ -61,6 +70,29 @@ class OutputComparison:
     excused: int = 0
     five_differ: int = 0
     five_excused: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON report, as JSON holds it."""
+        found: dict[str, Any] = plain(
+            {
+                "name": self.name,
+                "dtype": self.dtype,
+                "shape": self.shape,
+                "rmse_reference": self.rmse_reference,
+                "rmse_candidate": self.rmse_candidate,
+                "ratio": self.ratio,
+                "max_abs": self.max_abs,
+                "max_rel": self.max_rel,
+                "decisions": {
+                    "compared": self.compared,
+                    "differ": self.differ,
+                    "excused": self.excused,
+                    "top5_differ": self.five_differ,
+                    "top5_excused": self.five_excused,
+                },
+            }
+        )
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,5 +135,31 @@ class Verification:
         """Proved or verified."""
         return self.verdict in (Verdict.PROVED, Verdict.VERIFIED)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the JSON report has under `check`, as JSON holds it."""
+        found: dict[str, Any] = plain(
+            {
+                "verdict": self.verdict,
+                "sentence": self.sentence,
+                "level": self.level,
+                "seed": self.seed,
+                "layers": [asdict(layer) for layer in self.layers],
+                "outputs": [output.to_dict() for output in self.outputs],
+                "inputs": [asdict(probe) for probe in self.inputs],
+                "runtime": asdict(self.runtime) if self.runtime else None,
+            }
+        )
+        return found
+
     def __repr__(self) -> str:
-        return f"Verification({self.verdict}: {self.sentence})"
+        return f"Verification({self._said})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the verdict, and under it what each layer says and measured."""
+        rows = [(layer.layer, layer.status, layer.because, layer.measured) for layer in self.layers]
+        return table(self._said, ("layer", "status", "because", "measured"), rows)
+
+    @property
+    def _said(self) -> str:
+        told = self.sentence.startswith(self.verdict)
+        return brief(self.sentence if told else f"{self.verdict}: {self.sentence}")
