@@ -190,7 +190,7 @@ def _onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise MissingDependency(
-            "running an ONNX model needs onnxruntime, which is not installed", hint="pip install 'bnfold[cpu]'"
+            "running an ONNX model needs onnxruntime, which is not installed", hint='pip install "bnfold[cpu]"'
         ) from error
     onnxruntime.set_default_logger_severity(_SILENT)
     module: ModuleType = onnxruntime

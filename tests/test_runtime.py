@@ -183,7 +183,7 @@ def test_without_onnxruntime_the_hint_installs_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependency) as caught:
         session(model())
-    assert caught.value.hint == "pip install 'bnfold[cpu]'"
+    assert caught.value.hint == 'pip install "bnfold[cpu]"'
     assert available_providers() == ()
 
 
