@@ -228,12 +228,10 @@ PRIVATE_PATH = re.compile(rb"(?<![\w.~-])/(?:home|root|work|Users)/[\w.]|\b[A-Z]
 def shipped(root: Path) -> Iterator[Path]:
     """Every file of the repository that is not made by running it."""
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name == ".ci" or not name.startswith((".", "__", "build", "dist"))]
-        yield from (Path(folder, name) for name in files if name != ".git")  # where another copy has the history
         folders[:] = [
             name for name in folders if name in {".ci", ".github"} or not name.startswith((".", "__", "build", "dist"))
         ]
-        yield from (Path(folder, name) for name in files)
+        yield from (Path(folder, name) for name in files if name != ".git")  # where another copy has the history
 
 
 def test_no_file_names_a_path_of_the_machine_that_made_it(root: Path) -> None:
