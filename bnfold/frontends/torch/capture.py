@@ -167,5 +167,6 @@ def _axes(leaf: Any, batch_only: bool) -> dict[int, Any] | None:
     return dict.fromkeys(range(min(leaf.dim(), 1) if batch_only else leaf.dim()), Dim.AUTO)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first, or what it is called where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from bnfold.errors import MissingDependency, Rejected
-from bnfold.frontends.torch.capture import quiet
+from bnfold.frontends.torch.capture import first_line, quiet
 
 KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 
@@ -34,7 +34,7 @@ def to_onnx(program: ExportedProgram, *, opset: int | None = None, axes: tuple[t
         raise MissingDependency(f"the export needs a package: {error}", hint="pip install onnxscript") from error
     except Exception as error:
         raise Rejected(
-            f"torch cannot express the program in ONNX: {_first_line(error)}",
+            f"torch cannot express the program in ONNX: {first_line(error.__cause__ or error)}",
             code="onnx-export",
             hint="try another --opset, or replace the operator",
         ) from error
@@ -74,8 +74,3 @@ def _strip(model: Any) -> None:
 def _keep(metadata: Any, keys: tuple[str, ...]) -> None:
     for key in [key for key in metadata if key not in keys]:
         del metadata[key]
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
