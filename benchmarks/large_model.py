@@ -5,16 +5,19 @@
 
 Products with a batch norm behind every fourth, float32, weights in a file of their own: one random pattern, shifted for
 each layer, so that it is written as fast as the disk takes it. The peak is of anonymous memory (RssAnon), polled from
-`/proc` while the command runs; a file that is mapped is not counted, since the system may drop it at any time.
+`/proc` while the command runs, of the process and of those that it starts together; a file that is mapped is not
+counted, since the system may drop it at any time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +68,13 @@ def _tensor(name: str, shape: tuple[int, ...], location: str, offset: int) -> on
     return tensor
 
 
-def peak_of(arguments: list[str]) -> dict[str, Any]:
-    """Run bnfold; its exit code, seconds, and the largest anonymous memory in bytes."""
+def peak_of(arguments: list[str], program: tuple[str, ...] = ("-m", "bnfold")) -> dict[str, Any]:
+    """Run a program; its exit code, seconds, and the largest anonymous memory in bytes."""
     start, peak = time.perf_counter(), 0
-    command = [sys.executable, "-m", "bnfold", *arguments]
+    command = [sys.executable, *program, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
-            peak = max(peak, _anonymous(status))
+            peak = max(peak, sum(map(_anonymous, _family(process.pid))))
             time.sleep(0.01)
         output = process.stdout.read() if process.stdout else ""
     return {
@@ -84,9 +86,18 @@ def peak_of(arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def _anonymous(status: Path) -> int:
+def _family(process: int) -> Iterator[int]:
+    """A process and what it started, and so on; those that are gone meanwhile are left out."""
+    yield process
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                yield from _family(int(child))
+
+
+def _anonymous(process: int) -> int:
     try:
-        lines = status.read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,13 @@ def test_every_layer_of_a_check_is_a_phase(bench: Any, tmp_path: Path) -> None:
     assert set(found["phases"]) == {*layers.PHASES, layers.OTHER}
     assert all(seconds > 0 for seconds, _ in found["phases"].values()), "a phase that is renamed is never entered"
     assert found["before"] > 10_000_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_memory_of_a_command_is_that_of_what_it_starts_too(bench: Any) -> None:
+    inner = "import time; held = bytearray(b'1' * 64_000_000); time.sleep(1)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    large = bench("large_model")
+    found = large.peak_of(["-c", outer], program=())
+    assert found["exit_code"] == 0
+    assert found["peak_anonymous_bytes"] > 64_000_000

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "blind.md",
     "branches.md",
     "power.md",
+    "layers.md",
     "wrong_folds.md",
     "zoo.md",
     "ci.md",
