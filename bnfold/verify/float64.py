@@ -11,6 +11,7 @@ tensors and types are float64: it computes with the dtypes that it finds.
 from __future__ import annotations
 
 import bisect
+import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -48,7 +49,8 @@ def float64_runner(model: onnx.ModelProto | bytes, stored: Mapping[str, NDArray[
         evaluator = _Evaluator(onnx.load_model_from_string(model) if isinstance(model, bytes) else model)
     except Exception as error:
         raise _cannot_run(error) from error
-    evaluator.rt_inits_.update(stored)
+    inits = evaluator.rt_inits_
+    inits.update(stored)
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         doubles = {name: _as_double(value) for name, value in feeds.items()}
@@ -59,6 +61,7 @@ def float64_runner(model: onnx.ModelProto | bytes, stored: Mapping[str, NDArray[
             raise _cannot_run(error) from error
         return dict(zip(evaluator.output_names, map(np.asarray, results), strict=True))
 
+    weakref.finalize(run, inits.clear)  # the evaluator is a cycle, which may stay long after its last user
     return run
 
 

@@ -130,12 +130,21 @@ def with_magnitudes(model: ir.Model) -> ir.Model:
     positive = model.clone()
     for value in positive.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype in walking.FLOATS:
-            value.const_value = ir.Tensor(np.abs(value.const_value.numpy()), name=value.name)
+            value.const_value = _magnitude(value.const_value)
     for node in positive.graph:
         for name in ("alpha", "beta"):
             if node.op_type == "Gemm" and name in node.attributes:
                 node.attributes[name] = ir.AttrFloat32(name, abs(node.attributes[name].as_float()))
     return positive
+
+
+def _magnitude(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Made whenever it is read, and not kept."""
+
+    def made() -> ir.TensorProtocol:
+        return ir.Tensor(np.abs(tensor.numpy()), name=tensor.name)
+
+    return ir.LazyTensor(made, tensor.dtype, ir.Shape(walking.sizes(tensor)), name=tensor.name)
 
 
 def _reads(node: ir.Node) -> Iterator[ir.Value]:

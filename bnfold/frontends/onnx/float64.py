@@ -56,7 +56,7 @@ def in_parts(wide: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, NDArray[Any]
         if value.const_value is not None and value.const_value.size >= LARGE and not value.is_graph_input()
     }
     for name in large:
-        del stored[name]
+        stored.pop(name).const_value = None  # graphs are cycles, which keep what they hold until somebody looks
     return ir.to_proto(wide), _Arrays(large)
 
 
