@@ -14,7 +14,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold import saving
 from bnfold.errors import Rejected, UsageError
@@ -23,7 +23,9 @@ from bnfold.folding import FoldOptions
 from bnfold.model import ModelFacts, Runner, Signature, StoredSize
 from bnfold.outcome import FoldReport
 from bnfold.run import RunOptions
-from bnfold.verify.anatomy import Part, Tissue
+
+if TYPE_CHECKING:
+    from bnfold.verify.anatomy import Part, Tissue
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def onnx_dialect() -> Dialect:
     actual = partial(runtime, optimise=False)
 
     def tissue(model: Any, options: RunOptions) -> Tissue:
+        from bnfold.verify.anatomy import Part, Tissue
         from bnfold.verify.float64 import record
 
         opened = onnx.Cutting(model)
@@ -166,6 +169,8 @@ def torch_dialect() -> Dialect:
     from bnfold.frontends import torch
 
     def tissue(program: Any, options: RunOptions) -> Tissue:
+        from bnfold.verify.anatomy import Part, Tissue
+
         opened = torch.Cutting(program)
         ports = torch.signature(program)
 

@@ -72,7 +72,7 @@ class ExternalFile:
     """A data file beside a model; `bytes` is its size."""
 
     path: str
-    sha256: str
+    sha256: str | None
     bytes: int
 
 
@@ -132,7 +132,7 @@ class Run:
     """One command. None and empty mean: not known, or not done (yet).
 
     `input` is the model that was read (`check`: the reference; `bench`: the first), `output` the one that was written
-    (`check`: the candidate). `before` and `after` count the model as read and as folded.
+    (`check`: the candidate). `before` and `after` count the model as read and as folded. Files are hashed if `hashed`.
     """
 
     command: str
@@ -144,8 +144,9 @@ class Run:
     check: Verification | None = None
     bench: Benchmark | None = None
     findings: list[Finding] = field(default_factory=list)
-    ranges: dict[str, Range] = field(default_factory=dict)
+    ranges: Callable[[], dict[str, Range]] = dict
     warnings: list[Warning] = field(default_factory=list)
+    hashed: bool = True
     providers: tuple[str, ...] = ()
     stages: list[tuple[str, float]] = field(default_factory=list)
     progress: Callable[[str], None] = _silent

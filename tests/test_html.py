@@ -44,7 +44,7 @@ def rich_run(**names: Any) -> Run:
     run = full_run(folded(**names), left("bn2", blocker=names.get("into", "conv2")), elementwise())
     merge = Merged("merge-branches", Site("conv3", "Conv"), (Site("conv4", "Conv"),), 100, 10, None, 1.5)
     run.fold = replace(run.fold, merges=(merge,))  # type: ignore[type-var]
-    run.ranges = {names.get("name", "bn1"): Range(0.5, 70000.0, ("float16-overflow",), (2.0, 32.0))}
+    run.ranges = lambda: {names.get("name", "bn1"): Range(0.5, 70000.0, ("float16-overflow",), (2.0, 32.0))}
     run.bench = benchmark(Comparison.FASTER)
     run.warn("pickle-trusted", "this file was allowed to run code")
     return run
@@ -194,7 +194,7 @@ def test_an_output_may_have_any_name(name: str) -> None:
 
 def test_an_operator_is_drawn_once_and_the_largest_first() -> None:
     run = full_run(folded("a", "x"), folded("b", "x"), folded("c", "y"))
-    run.ranges = {"a": Range(1.0, 2.0), "b": Range(1.0, 2.0), "c": Range(1.0, 3.0), "d": Range(0.0, 1.0)}
+    run.ranges = lambda: {"a": Range(1.0, 2.0), "b": Range(1.0, 2.0), "c": Range(1.0, 3.0), "d": Range(0.0, 1.0)}
     facts = document(report_of(run))["affines"]
     assert [each["id"] for each in charts.changed(facts, "range")] == ["A003", "A001"]
 

@@ -197,13 +197,13 @@ def check(
     """Show whether two models are equivalent."""
 
     def work(record: Run) -> None:
-        from bnfold import pipeline
+        from bnfold import checking
 
         if verify_certificate is not None and certificate is not None:
             raise UsageError("a certificate is written or verified, not both", code="certificate-twice")
         if verify_certificate is not None and (reference is None) == (candidate is None):
             given = source.source(run.words())
-            pipeline.run_verify_certificate(
+            checking.run_verify_certificate(
                 record, verify_certificate, reference, candidate, source=given, run_options=run.options()
             )
             return
@@ -213,7 +213,7 @@ def check(
                 code="missing-argument",
                 hint=f"bnfold check {reference or 'model.onnx'} model.folded.onnx",
             )
-        pipeline.run_check(
+        checking.run_check(
             record,
             reference,
             candidate,

@@ -24,7 +24,7 @@ class Demo:
 
     def work(self, run: Run) -> None:
         """Inspect, fold and check; `run` tells of the fold."""
-        from bnfold import pipeline
+        from bnfold import checking, pipeline
 
         model = self._unpack()
         folded = model.with_name("demo.folded.onnx")
@@ -34,7 +34,7 @@ class Demo:
         self.steps.append((("fold", str(model), "-o", str(folded)), run))
         pipeline.run_fold(run, model, output=OutputOptions(out=folded))
         self.steps.append((("check", str(model), str(folded)), checked))
-        pipeline.run_check(checked, model, folded)
+        checking.run_check(checked, model, folded)
 
     def show(self) -> str:
         """The steps as a terminal would show them."""

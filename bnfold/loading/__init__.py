@@ -48,7 +48,7 @@ def sha256(path: Path) -> str:
 
 
 def _loaded(kind: str, model: Any, path: Path, *, notes: tuple[str, ...] = (), more: tuple[Path, ...] = ()) -> Loaded:
-    return Loaded(kind, model, path, sha256(path), path.stat().st_size, notes, (path, *more))
+    return Loaded(kind, model, path, path.stat().st_size, notes, (path, *more))
 
 
 def _loaded_network(

@@ -48,7 +48,6 @@ class Loaded:
     kind: str
     model: Any
     path: Path
-    sha256: str
     nbytes: int
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()

@@ -32,6 +32,7 @@ def schema() -> dict[str, Any]:
 def document(report: Report) -> dict[str, Any]:
     """The report as plain values."""
     run = report.run
+    ranges = run.ranges()
     found = {
         "schema": SCHEMA,
         "tool": {"name": "bnfold", "version": tool_version()},
@@ -48,7 +49,7 @@ def document(report: Report) -> dict[str, Any]:
         "environment": environment(run),
         "summary": _summary(run),
         "affines": [
-            _affine(identity, outcome, run.ranges.get(outcome.site.name)) for identity, outcome in identified(run.fold)
+            _affine(identity, outcome, ranges.get(outcome.site.name)) for identity, outcome in identified(run.fold)
         ],
         "merges": [merged.to_dict() for merged in run.fold.merges] if run.fold else [],
         "unmerged": [each.to_dict() for each in run.fold.unmerged] if run.fold else [],

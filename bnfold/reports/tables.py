@@ -137,6 +137,7 @@ def changes(run: Run) -> Iterator[tuple[str, str, str]]:
     """What the model holds, before and after."""
     if run.before is None:
         return
+    same = run.command == "fold" and run.fold is not None and not run.fold.merges
     for name, show, field in (
         ("batch norms", number, "batch_norms"),
         ("nodes", number, "nodes"),
@@ -145,6 +146,8 @@ def changes(run: Run) -> Iterator[tuple[str, str, str]]:
         ("multiply-adds at batch 1", number, "macs"),
         ("tensor bytes", size, "bytes"),
     ):
+        if field == "macs" and same:  # to count them takes longer than to fold
+            continue
         after = show(getattr(run.after, field)) if run.after else ""
         yield name, show(getattr(run.before, field)), after
 

@@ -60,7 +60,8 @@ class Constant:
 class Constants:
     """Answers, for any value of the model, whether it is constant. Answers are kept.
 
-    `largest` is the number of elements above which nothing is computed from a value.
+    `largest` is the number of elements above which nothing is computed from a value; with one, what may be computed in
+    all grows with the number of nodes and not with what they store.
     """
 
     def __init__(self, model: ir.Model, inferred: Types | None = None, largest: float = inf) -> None:
@@ -166,7 +167,9 @@ class Constants:
         return compute(node, self._versions.get(node, walking.model_opset(self._model)), inputs, dtype)
 
     @cached_property
-    def _budget(self) -> int:
+    def _budget(self) -> float:
+        if self._largest < inf:
+            return FREE_ELEMENTS + self._largest * len(self._model.graph)
         return FREE_ELEMENTS + GROWTH * sum(prod(walking.sizes(each)) for each in walking.stored_tensors(self._model))
 
 

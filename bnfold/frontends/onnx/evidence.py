@@ -33,6 +33,8 @@ from bnfold.frontends.onnx.training import is_trained
 Stored = NDArray[Any]
 
 MAX_ELEMENTS = 1 << 24
+FEW = 16
+"""What is computed from so many numbers is computed once, wherever a model computes it."""
 
 _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
     "Add": ("add", "add"),
@@ -111,6 +113,7 @@ class _Reader:
         self._names = names
         self._inferred = known_types(model)
         self._results: dict[ir.Value, Stored | None] = {}
+        self._answers: dict[tuple[Any, ...], Stored] = {}
         self._left = MAX_ELEMENTS
         self._biases: set[ir.Node] = set()
 
@@ -229,8 +232,7 @@ class _Reader:
             return None, None
         add, index = readers[0].node, readers[0].idx
         term = self._array(add.inputs[1 - index]) if add.graph is node.graph else None
-        rank = self._inferred.rank(data) if data is not None else None
-        if term is None or term.ndim > (1 if rank is None else max(rank, least)):
+        if term is None or (term.ndim > 1 and term.ndim > self._rank_of_product(data, least)):
             return None, None
         flat = term.reshape(-1)
         if term.size not in (1, channels) or (term.size > 1 and term.squeeze().shape != flat.shape):
@@ -239,6 +241,10 @@ class _Reader:
             return None, None
         self._biases.add(add)
         return flat, self._names[add]
+
+    def _rank_of_product(self, data: ir.Value | None, least: int) -> int:
+        rank = None if data is None else self._inferred.rank(data)
+        return 1 if rank is None else max(rank, least)
 
     def _array(self, value: ir.Value | None, depth: int = 0) -> Stored | None:
         """The numbers of a value that is stored or computed from stored ones."""
@@ -267,20 +273,29 @@ class _Reader:
         return self._run(node, arrays) if len(arrays) == len(inputs) else None
 
     def _run(self, node: ir.Node, arrays: list[Stored]) -> Stored | None:
-        from onnx.reference import ReferenceEvaluator  # 0.2 s, needed only where something is computed
-
         try:
             kept = "iubf" if node.op_type in MOVES and not node.op_type.startswith("Cast") else "iub"
             wide = [array if array.dtype.kind in kept else array.astype(np.float64) for array in arrays]
             self._left -= COMPUTED[node.op_type](node, wide)
             if self._left < 0:
                 return None
-            feeds = {f"x{position}": array for position, array in enumerate(wide)}
-            model = _one_node(node, list(feeds), walking.model_opset(self._model))
-            result: Stored = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
+            result = self._answer(node, wide)
         except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError):
             return None  # what cannot be computed now fails in the same way when the model runs
         return result if result.dtype.kind in kept and not _casts_to_float(node) else result.astype(np.float64)
+
+    def _answer(self, node: ir.Node, arrays: list[Stored]) -> Stored:
+        """What onnx's reference implementation answers; exporters write the same small computation in many places."""
+        from onnx.reference import ReferenceEvaluator  # 0.2 s, needed only where something is computed
+
+        feeds = {f"x{position}": array for position, array in enumerate(arrays)}
+        model = _one_node(node, list(feeds), walking.model_opset(self._model))
+        if any(array.size > FEW for array in arrays):
+            return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
+        asked = (model.SerializeToString(), *((each.dtype.str, each.shape, each.tobytes()) for each in arrays))
+        if asked not in self._answers:
+            self._answers[asked] = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
+        return self._answers[asked]
 
 
 def _rectified(value: ir.Value) -> bool:
@@ -301,12 +316,14 @@ def _casts_to_float(node: ir.Node) -> bool:
 def _one_node(node: ir.Node, names: list[str], version: int) -> onnx.ModelProto:
     """The node alone, on doubles: a cast between floats changes nothing, and all float types are one."""
     proto = ir.serde.serialize_node(node)
-    del proto.input[:]
+    for field in ("name", "doc_string", "metadata_props", "input", "output"):
+        proto.ClearField(field)
     proto.input.extend(names)
+    proto.output.append("result")
     if _casts_to_float(node) or node.op_type == "CastLike":
         proto.op_type = "Identity"
         del proto.attribute[:]
     inputs = [onnx.helper.make_empty_tensor_value_info(name) for name in names]
-    output = onnx.helper.make_empty_tensor_value_info(proto.output[0])
+    output = onnx.helper.make_empty_tensor_value_info("result")
     graph = onnx.helper.make_graph([proto], "node", inputs, [output])
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])

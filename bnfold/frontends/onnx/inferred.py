@@ -139,11 +139,21 @@ def skeleton(model: ir.Model, known: Known) -> onnx.ModelProto:
         if node.outputs and (tensor := known(node.outputs[0])) is not None:
             _declare(graph, node.outputs[0], tensor)
         else:
-            ir.serde.serialize_node_into(graph.node.add(), node)
+            _write_node(graph.node.add(), node)
     for value in model.graph.outputs:
         graph.output.add(name=value.name)
     drop_claims(graph.node)
     return proto
+
+
+def _write_node(proto: onnx.NodeProto, node: ir.Node) -> None:
+    """What inference reads of a node; exporters leave more words than that in each, and the words are not copied."""
+    proto.op_type, proto.domain, proto.overload = node.op_type, node.domain, node.overload
+    proto.input.extend("" if value is None else value.name or "" for value in node.inputs)
+    proto.output.extend(value.name or "" for value in node.outputs)
+    for attribute in node.attributes.data.values():
+        write = ir.serde.serialize_reference_attribute_into if attribute.is_ref() else ir.serde.serialize_attribute_into
+        write(proto.attribute.add(), attribute)
 
 
 def _name_sizes(value: onnx.ValueInfoProto, position: int) -> None:

@@ -1,0 +1,143 @@
+"""What the commands share, one function a stage: read, export, fold, write."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bnfold import saving
+from bnfold.dialects import Dialect
+from bnfold.errors import Rejected, UsageError
+from bnfold.folding import FoldOptions
+from bnfold.graph import Reason
+from bnfold.loading import Loaded, Source, load, sha256
+from bnfold.outcome import FoldReport
+from bnfold.programs import as_program
+from bnfold.reports.findings import findings
+from bnfold.reports.ranges import ranges
+from bnfold.run import ExternalFile, FileRecord, OutputOptions, Run, RunOptions
+
+
+def load_input(run: Run, path: Path, source: Source) -> Loaded:
+    """Read the model that the command is about."""
+    loaded = read(run, path, source)
+    run.input = record(run, loaded)
+    return loaded
+
+
+def read(run: Run, path: Path, source: Source) -> Loaded:
+    """Read a model file of any kind."""
+    with run.stage(f"load {path.name}"):
+        loaded = load(path, source)
+    for note in loaded.notes:
+        run.warn("loading", note)
+    return loaded
+
+
+def record(run: Run, loaded: Loaded) -> FileRecord:
+    """What the reports say of a file that was read."""
+    return _file_record(run, loaded.kind, loaded.model, loaded.files)
+
+
+def _file_record(run: Run, kind: str, model: Any, files: tuple[Path, ...]) -> FileRecord:
+    """`files` are the model's, the model itself first."""
+    path, *data = files
+
+    def digest(file: Path) -> str | None:
+        return sha256(file) if run.hashed else None
+
+    return FileRecord(
+        path=str(path),
+        kind=kind,
+        sha256=digest(path),
+        bytes=path.stat().st_size,
+        ir_version=model.ir_version if kind == "onnx" else None,
+        opsets=dict(model.opset_imports) if kind == "onnx" else {},
+        external=tuple(ExternalFile(str(file), digest(file), file.stat().st_size) for file in data),
+    )
+
+
+def output_path(loaded: Loaded, output: OutputOptions, suffix: str, *, folded: bool) -> Path:
+    """Where the output goes; refused before any work is done if it cannot go there."""
+    force = output.force or output.dry_run
+    return saving.output_path(loaded.path, output.out, suffix=suffix, folded=folded, force=force, inputs=loaded.files)
+
+
+def graph(loaded: Loaded, source: Source, run_options: RunOptions) -> Any:
+    """A loaded model as a graph: ONNX, or an exported program."""
+    return loaded.model if loaded.kind == "onnx" else as_program(loaded, source, run_options)
+
+
+def unfolded(
+    run: Run, loaded: Loaded, source: Source, run_options: RunOptions, opset: int | None, dtype: str
+) -> tuple[Any, Any | None]:
+    """The ONNX model with every batch norm still in it, and the program that it was exported from."""
+    if loaded.kind == "onnx":
+        if opset not in (None, loaded.model.opset_imports.get("")):
+            raise UsageError(f"{loaded.path} is ONNX already: its opset is kept", code="opset-kept")
+        return loaded.model, None
+    from bnfold.frontends import torch
+    from bnfold.verify.inputs import parse_input
+
+    with run.stage("export"):
+        program = as_program(loaded, source, run_options)
+        if dtype == "float32" and torch.is_half(program):
+            program = torch.as_float32(program)
+            run.warn(
+                "converted", "the model is stored in half precision and exported in float32 (--dtype keep: as it is)"
+            )
+        if not torch.dynamic_axes(program):
+            run.warn("fixed-size", "every input size is fixed to the example's, the batch too")
+        return exported(program, opset, tuple(parse_input(text).shape for text in run_options.inputs)), program
+
+
+def exported(program: Any, opset: int | None, axes: tuple[tuple[int | str, ...], ...] = ()) -> Any:
+    """What the exporter writes, less what it computes from constants (for Conv3d, a bias of a wrong shape)."""
+    from bnfold.frontends import onnx, torch
+
+    if training := torch.batch_statistics(program):
+        count = f"{len(training)} batch norm{'s' if len(training) > 1 else ''}"
+        raise Rejected(
+            f"{count} of the program use the statistics of the batch, which an export would drop: {training[0]}",
+            code="batch-statistics",
+            hint="call model.eval() before torch.export.export",
+        )
+    model = torch.to_onnx(program, opset=opset, axes=axes)
+    if opset is not None and model.opset_imports[""] != opset:
+        message = f"torch's exporter writes opset {model.opset_imports['']} of this model, not {opset}"
+        raise Rejected(message, code="opset-unavailable", hint=f"--opset {model.opset_imports['']}")
+    onnx.normalise(model)
+    onnx.tidy(model)
+    return model
+
+
+def fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple[Any, FoldReport]:
+    """A folded clone and its report, with findings and counts noted."""
+    with run.stage("fold"):
+        run.before = dialect.facts(model)
+        folded, run.fold = dialect.fold(model, options)
+        run.after = dialect.facts(folded)
+        stored = dialect.evidence(model), dialect.evidence(folded)
+        run.findings += findings(*stored, run.fold)
+        run.ranges = partial(ranges, *stored, run.fold)
+    for copied in run.fold.copies:
+        takers = ", ".join(site.module or site.name for site in copied.operators)
+        run.warn("copied-weight", f"a shared weight is copied for {takers}: {copied.nbytes} bytes more")
+    excluded = sum(
+        outcome.refusal is not None and outcome.refusal.reason is Reason.EXCLUDED for outcome in run.fold.outcomes
+    )
+    if options.include and excluded == len(run.fold.outcomes) > 0:
+        run.warn("nothing-included", f"--include {' '.join(options.include)} names no batch norm of the model")
+    return folded, run.fold
+
+
+def write(run: Run, dialect: Dialect, model: Any, out: Path, output: OutputOptions) -> None:
+    """Write the model, unless the flags say not to."""
+    if output.dry_run:
+        return
+    if output.provenance and run.fold is not None:
+        model = dialect.annotate(model, run.fold)
+    with run.stage("save"):
+        files = dialect.write(out, model)
+        run.output = _file_record(run, dialect.kind, model, files)
