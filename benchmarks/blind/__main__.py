@@ -4,8 +4,9 @@
     python benchmarks/blind run FOLDER --jobs 2         check them all; refuses files that are not those of the manifest
     python benchmarks/blind qdq --seeds 200             correct folds of fake-quantised chains
 
-`hashes.txt` was made before the check was run on any of it; what comes after cannot be tuned to. To make the material,
-the packages of benchmarks/zoo.py are needed, and in `--cache` what benchmarks/networks.py builds.
+`hashes.txt` (seed 0) and `hashes_seed1.txt` were made before the check was run on any of it; what comes after cannot be
+tuned to. To make the material, the packages of benchmarks/zoo.py are needed, and in `--cache` what
+benchmarks/networks.py builds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-COMMITTED = Path(__file__).with_name("hashes.txt")
+COMMITTED = sorted(Path(__file__).parent.glob("hashes*.txt"))
 VERDICTS = ("failed", "verified", "proved", "no_verdict", "none")
 RIGHT = {"mutant": ("failed",), "harmless": ("verified", "proved")}
 
@@ -32,8 +32,7 @@ def run(folder: Path, jobs: int, timeout: float) -> int:
 
 
 def intact(folder: Path) -> list[dict[str, Any]]:
-    """The manifest's pairs, if its hashes are those of the files and, for the material of the list beside this file,
-    of the list."""
+    """The manifest's pairs, if its hashes are those of the files; says in which list beside this file it is."""
     text = (folder / "manifest.json").read_bytes()
     pairs: list[dict[str, Any]] = json.loads(text)["pairs"]
     for pair in pairs:
@@ -42,10 +41,9 @@ def intact(folder: Path) -> list[dict[str, Any]]:
             if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
                 raise SystemExit(f"{path} is not the file of the manifest; make the material anew")
     digest = hashlib.sha256(text).hexdigest()
-    known = COMMITTED.exists() and digest == COMMITTED.read_text().split()[1]
-    print(
-        f"manifest {digest}: {'that of hashes.txt' if known else 'NOT that of hashes.txt'}; {len(pairs)} pairs intact"
-    )
+    known = next((file.name for file in COMMITTED if file.read_text().split()[1] == digest), None)
+    of = f"that of {known}" if known else "that of NO committed list"
+    print(f"manifest {digest}: {of}; {len(pairs)} pairs intact")
     return pairs
 
 
