@@ -6,13 +6,15 @@ A program remembers what its inputs look like; a module and a TorchScript archiv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.loading import Loaded, Source, to_program
 from bnfold.loading.suggestions import command
 from bnfold.run import RunOptions
-from bnfold.verify.inputs import InputSpec, parse_dim, parse_input
+
+if TYPE_CHECKING:
+    from bnfold.verify.inputs import InputSpec
 
 LENGTHS = (64, 224, 32, 128, 256, 28, 16, 8)
 """Sizes tried for a dynamic axis that is not the batch, until the network accepts one."""
@@ -25,6 +27,8 @@ def as_program(loaded: Loaded, source: Source, options: RunOptions) -> Any:
     """
     if loaded.kind == "pt2":
         return loaded.model
+    from bnfold.verify.inputs import parse_dim, parse_input
+
     specs = tuple(parse_input(text) for text in options.inputs)
     if not specs:
         message = f"{loaded.path} is a {loaded.kind.replace('_', ' ')}, which does not say what its inputs look like"

@@ -88,8 +88,14 @@ def unfolded(
                 "converted", "the model is stored in half precision and exported in float32 (--dtype keep: as it is)"
             )
         if not torch.dynamic_axes(program):
-            run.warn("fixed-size", "every input size is fixed to the example's, the batch too")
+            run.warn("fixed-size", f"every input size is fixed to the example's, the batch too{_freed(run_options)}")
         return exported(program, opset, tuple(parse_input(text).shape for text in run_options.inputs)), program
+
+
+def _freed(run_options: RunOptions) -> str:
+    """How to ask for a batch of any size, where the inputs were given."""
+    rest = [text.partition(",")[2] for text in run_options.inputs]
+    return f"; for any batch: {' '.join(f'-i batch,{each}' for each in rest)}" if rest and all(rest) else ""
 
 
 def exported(program: Any, opset: int | None, axes: tuple[tuple[int | str, ...], ...] = ()) -> Any:

@@ -86,12 +86,14 @@ def _layers(report: Report) -> Iterator[Element]:
         elif layer.status is Status.SKIPPED:
             SubElement(case, "skipped", message=tables.because(layer))
         else:
-            SubElement(case, "system-out").text = f"{layer.status}: {tables.because(layer)}; {_measured(layer)}"
+            SubElement(case, "system-out").text = "; ".join(
+                text for text in (f"{layer.status}: {tables.because(layer)}", _measured(layer)) if text
+            )
         yield case
 
 
 def _measured(layer: Layer) -> str:
-    return f"measured {layer.measured or 'nothing'}"
+    return f"measured {layer.measured}" if layer.measured else ""
 
 
 def _affines(report: Report) -> Iterator[Element]:

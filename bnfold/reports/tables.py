@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bnfold.display import some
+from bnfold.display import brief, some
 from bnfold.errors import clean
 from bnfold.graph import Reason, Site
 from bnfold.outcome import Outcome, titled
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 24
 MAX_BLOCKERS = 3
 MAX_MERGES = 8
+LONGEST_FATE = 400
 WIDEST = 16
 """No interval is drawn further out than this many times as fast or slow."""
 
@@ -50,8 +51,8 @@ class Left:
 
 
 def title(site: Site) -> str:
-    """A node in the user's words: its module if that is known."""
-    return clean(titled(site))
+    """A node in the user's words: its module if that is known; cut where it would fill a screen."""
+    return brief(titled(site))
 
 
 def listed(report: Report) -> list[tuple[str, Outcome]]:
@@ -64,15 +65,18 @@ def rows(report: Report) -> list[Row]:
     """One row per affine that is shown, in topological order."""
     pairs = listed(report)
     times = Counter(title(outcome.site) for _, outcome in pairs)
-    return [Row(identity, _name(outcome, times), outcome.folded, clean(outcome.fate)) for identity, outcome in pairs]
+    return [
+        Row(identity, _name(outcome, times), outcome.folded, brief(outcome.fate, LONGEST_FATE))
+        for identity, outcome in pairs
+    ]
 
 
 def _name(outcome: Outcome, times: Mapping[str, int]) -> str:
     """The module of a batch norm, with its node where the module is called twice; the node of any other affine."""
     site = outcome.site
     if not outcome.is_norm:
-        return clean(f"{site.name} ({site.op})")
-    return title(site) if times[title(site)] == 1 else clean(f"{title(site)} ({site.name})")
+        return brief(f"{site.name} ({site.op})")
+    return title(site) if times[title(site)] == 1 else brief(f"{title(site)} ({site.name})")
 
 
 def others_left(report: Report) -> str | None:
@@ -106,7 +110,7 @@ def left(report: Report) -> list[Left]:
         if outcome.refusal:
             found.setdefault(outcome.refusal.reason, []).append(outcome.refusal.blocker)
     groups = [
-        Left(reason, len(blockers), tuple(dict.fromkeys(clean(blocker) for blocker in blockers if blocker)))
+        Left(reason, len(blockers), tuple(dict.fromkeys(brief(blocker) for blocker in blockers if blocker)))
         for reason, blockers in found.items()
     ]
     return sorted(groups, key=lambda group: -group.count)

@@ -182,8 +182,11 @@ def conclude(
         return Verdict.PROVED, f"proved: {told}{not_run}"
     if _passed(by_name, "L4", Status.WARN) or (_is_skipped(by_name, "L4") and (complete or _passed(by_name, "L2"))):
         return Verdict.VERIFIED, f"verified: {told}"
-    reasons = "; ".join(f"{layer.layer}: {layer.because}" for layer in skipped) or "nothing was executed"
-    return Verdict.NO_VERDICT, f"no verdict: {reasons}"
+    because: dict[str, list[str]] = {}
+    for layer in skipped:
+        because.setdefault(layer.because, []).append(layer.layer)
+    reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in because.items())
+    return Verdict.NO_VERDICT, f"no verdict: {reasons or 'nothing was executed'}"
 
 
 def _passed(layers: dict[str, Layer], name: str, *also: Status) -> bool:
