@@ -51,7 +51,7 @@ def test_a_model_that_is_too_large_is_not_executed_and_the_numbers_are_said() ->
     found = check_pair(large, large)
     assert statuses(found) == {"L0": Status.PASS, **dict.fromkeys(("L2", "L3", "L4", "L5"), Status.SKIPPED)}
     assert found.verdict is Verdict.NO_VERDICT
-    assert "L2: it would need 22.0 GiB of memory, 2.0 GiB are allowed at level auto" in found.sentence
+    assert "L2, L3: it would need 22.0 GiB of memory, 2.0 GiB are allowed at level auto" in found.sentence
 
 
 def test_level_full_may_use_what_the_machine_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
