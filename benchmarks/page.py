@@ -10,7 +10,7 @@ HEADING = """# Benchmarks
 
 Each section is written by the command at its head, from what it measured. A ratio is the time of the first over that of
 the second, so more than 1 says that the second is faster, with an interval of 95 %. Where a difference cannot be told
-from none, that is what is said. What has not been measured on a GPU is not in any table.
+from none, that is what is said. On a GPU: not measured, unless a section below says so.
 """
 ORDER = (
     "Public architectures",

@@ -30,6 +30,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 ELSEWHERE = {
     "alarms.md",
     "attacks.md",
+    "benchmarks.md",
     "blind.md",
     "branches.md",
     "power.md",
