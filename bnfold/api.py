@@ -210,7 +210,7 @@ def bench(
         return _bench_modules(models, _tuple(example_inputs), budget, processes, threads)
     if not all(isinstance(model, str | Path) for model in models):
         raise UsageError("bench takes files, or modules with example_inputs; save a model to measure it in processes")
-    run = Run("bench")
+    run = Run("bench", hashed=False)
     pipeline.run_bench(
         run,
         tuple(map(Path, models)),

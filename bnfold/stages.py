@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple[
         run.after = dialect.facts(folded)
         stored = dialect.evidence(model), dialect.evidence(folded)
         run.findings += findings(*stored, run.fold)
-        run.ranges = partial(ranges, *stored, run.fold)
+        run.ranges = cache(partial(ranges, *stored, run.fold))
     for copied in run.fold.copies:
         takers = ", ".join(site.module or site.name for site in copied.operators)
         run.warn("copied-weight", f"a shared weight is copied for {takers}: {copied.nbytes} bytes more")

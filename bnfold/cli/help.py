@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from bnfold.errors import UsageError
+from bnfold.reports.text import did_you_mean, nearest
 
 
 class Command(TyperCommand):
@@ -37,7 +37,7 @@ class Commands(TyperGroup):
         name = args[0]
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
-        near = get_close_matches(name, self.commands, n=1)
-        meant, helped = (f"; did you mean {near[0]}?", f"bnfold {near[0]} --help") if near else ("", "bnfold --help")
-        hint = f"bnfold fold {name}" if Path(name).exists() else helped
-        raise UsageError(f"there is no command {name!r}{meant}", code="unknown-command", hint=hint)
+        known = list(self.commands)
+        near = nearest(name, known)
+        hint = f"bnfold fold {name}" if Path(name).exists() else f"bnfold {near} --help" if near else "bnfold --help"
+        raise UsageError(f"there is no command {name!r}{did_you_mean(name, known)}", code="unknown-command", hint=hint)

@@ -47,5 +47,10 @@ def plural(count: int, noun: str) -> str:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """`; did you mean "x"?` for the known word that is nearest, or nothing."""
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that is nearest, None where none is near."""
+    return next(iter(get_close_matches(word, known, n=1)), None)

@@ -290,11 +290,15 @@ class _Reader:
 
         feeds = {f"x{position}": array for position, array in enumerate(arrays)}
         model = _one_node(node, list(feeds), walking.model_opset(self._model))
-        if any(array.size > FEW for array in arrays):
+
+        def answer() -> Stored:
             return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
+
+        if any(array.size > FEW for array in arrays):
+            return answer()
         asked = (model.SerializeToString(), *((each.dtype.str, each.shape, each.tobytes()) for each in arrays))
         if asked not in self._answers:
-            self._answers[asked] = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])  # type: ignore[index]
+            self._answers[asked] = answer()
         return self._answers[asked]
 
 
