@@ -1,6 +1,7 @@
 """Int8 with and without folding first: accuracy on digits, latency there and on public architectures.
 
-    python benchmarks/int8.py --cache zoo --doc docs/benchmarks.md
+    python benchmarks/int8.py --cache zoo --json int8.json --doc docs/benchmarks.md
+    python benchmarks/int8.py --cache zoo --json int8_busy.json --busy          one core kept busy meanwhile
     python benchmarks/int8.py --digits digits_resnet --models                 digits alone
 
 Static quantisation by onnxruntime (QDQ, weights per channel, int8 weights and activations, MinMax calibration), of the
@@ -12,10 +13,11 @@ whose weights mean nothing, on random images, and only timed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ import onnx
 import page
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from sections import environment, markdown
+from peer_tables import Row, said
+from sections import busy, environment, markdown
 
 import bnfold
 from bnfold.runtime import session
@@ -51,16 +54,6 @@ class Images(CalibrationDataReader):  # type: ignore[misc]
         return next(self.feeds, None)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A float model and how often its int8 form is right (None: it was not asked)."""
-
-    name: str
-    nodes: int
-    accuracy: float | None
-    seconds: str
-
-
 def quantised(source: Path, target: Path, feeds: Sequence[Mapping[str, Any]]) -> None:
     quantize_static(
         source,
@@ -84,32 +77,40 @@ def prepared(source: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     yield FOLDED, folded
 
 
-def rows(name: str, source: Path, feeds: Sequence[Mapping[str, Any]], score: Any, budget: float) -> list[list[str]]:
-    """One row for the float model and one for each int8 model; `score` maps a session to an accuracy or None."""
+def rows(name: str, source: Path, feeds: Sequence[Mapping[str, Any]], score: Any, budget: float) -> list[Row]:
+    """One row for the float model and one for each int8 model; `score` maps a file to an accuracy or None."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder, files, found = Path(scratch), {}, []
+        folder, files = Path(scratch), dict[str, Path]()
         for kind, path in prepared(source, folder):
             target = folder / f"{len(files)}.int8.onnx"
             quantised(path, target, feeds)
             files[kind] = target
         benchmark = bnfold.bench(*files.values(), budget=budget)
         pairs = {pair.b: pair for pair in benchmark.comparisons if pair.options == benchmark.mode}
-        found.append([name, "float32", str(len(onnx.load(source).graph.node)), percent(score(source)), ""])
+        found = [row(name, "float32", source, score)]
         for kind, path in files.items():
-            pair = pairs.get(str(path))
-            ratio = "" if pair is None else f"{pair.ratio:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
-            bold = pair is not None and pair.verdict in ("faster", "slower")
-            nodes = str(len(onnx.load(path).graph.node))
-            found.append(["", f"int8, {kind}", nodes, percent(score(path)), f"**{ratio}**" if bold else ratio])
-    print(markdown(["", "", "", "", ""], found), file=sys.stderr, flush=True)
+            found.append(row(name, f"int8, {kind}", path, score))
+            if (pair := pairs.get(str(path))) is not None:
+                found[-1][pair.options] = [pair.ratio, pair.low, pair.high, str(pair.verdict)]
+    print(table(found), file=sys.stderr, flush=True)
     return found
 
 
-def percent(accuracy: float | None) -> str:
-    return "" if accuracy is None else f"{accuracy:.1%}"
+def row(name: str, weights: str, path: Path, score: Any) -> Row:
+    return Row(model=name, tool=weights, nodes=len(onnx.load(path).graph.node), right=score(path))
 
 
-def digits(name: str, budget: float) -> list[list[str]]:
+def table(found: Sequence[Row]) -> str:
+    return markdown(["model", "weights", "nodes", "right", "times as fast"], [cells(each) for each in found])
+
+
+def cells(each: Row) -> list[str]:
+    right = "" if each["right"] is None else f"{each['right']:.1%}"
+    name = each["model"] if each["tool"] == "float32" else ""
+    return [name, each["tool"], str(each["nodes"]), right, said(each.get("default"))]
+
+
+def digits(name: str, budget: float) -> list[Row]:
     """The rows of a trained network."""
     sys.path.insert(0, str(ROOT / "models"))
     import tasks
@@ -132,7 +133,7 @@ def digits(name: str, budget: float) -> list[list[str]]:
         return rows(name, source, feeds, score, budget)
 
 
-def public(name: str, cache: Path, budget: float) -> list[list[str]]:
+def public(name: str, cache: Path, budget: float) -> list[Row]:
     """The rows of a public architecture."""
     source = cache / f"{name}.onnx"
     (port,) = session(source).signature.inputs
@@ -148,14 +149,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=MODELS, metavar="NAME")
     parser.add_argument("--cache", type=Path, help="NAME.onnx of the public architectures lie here")
     parser.add_argument("--budget", type=float, default=30, help="seconds to measure one model")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
+    parser.add_argument("--json", type=Path, help="write what was measured")
     parser.add_argument("--doc", type=Path, help="replace the section of this script in this file")
     options = parser.parse_args()
-    found = [row for name in options.digits for row in digits(name, options.budget)]
-    for name in options.models:
-        found += public(name, options.cache, options.budget)
-    table = markdown(["model", "weights", "nodes", "right", "times as fast"], found)
+    with busy() if options.busy else nullcontext():
+        found = [each for name in options.digits for each in digits(name, options.budget)]
+        for name in options.models:
+            found += public(name, options.cache, options.budget)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
     command = f"`python benchmarks/int8.py --cache zoo --budget {options.budget:g}`"
-    text = "\n\n".join([command, TERMS, table, environment("onnxruntime", "onnx")])
+    text = "\n\n".join([command, TERMS, table(found), environment("onnxruntime", "onnx")])
     print(text)
     if options.doc:
         page.write(options.doc, TITLE, text)

@@ -15,8 +15,8 @@ from none, that is what is said. On a GPU: not measured, unless a section below 
 ORDER = (
     "Public architectures",
     "Int8",
-    "Whether the measurement can be believed",
     "Whether verdicts last",
+    "Whether the measurement can be believed",
     "Folding, as the model grows",
     "On a GPU",
 )

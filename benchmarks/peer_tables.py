@@ -2,31 +2,27 @@
 
     python benchmarks/peers.py tables --cache zoo --json calm.json --doc docs/benchmarks.md
     python benchmarks/peers.py tables --cache zoo --json busy.json --busy           one core kept busy meanwhile
-    python benchmarks/peers.py tables --compare calm.json busy.json --doc docs/benchmarks.md
+    python benchmarks/peers.py tables --calm calm.json int8.json --again busy.json int8_busy.json --doc FILE
 
 Every tool gets the same file, torch's export without optimisation, and works in a process of its own. What they wrote
 is then measured by `bnfold bench`, all of a model together, so that all are paired with the file as it was. Exit code 1
-from `--compare` if a verdict changed sides.
+from `--again` if a verdict changed sides. Those of `int8.py` can be compared by it too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import page
-from counting import count
-from sections import environment, markdown
+from sections import busy, environment, markdown
 from zoo import HERE, MODELS, PEERS, Cost, Failed, process
-
-import bnfold
 
 TITLE, LASTING = "Public architectures", "Whether verdicts last"
 TOOLS = (*PEERS, "bnfold, merge never", "bnfold")
@@ -64,20 +60,26 @@ def measured(name: str, cache: Path, budget: float) -> list[Row]:
                 continue
             files[tool] = target
             rows.append(Row(model=name, tool=tool, seconds=cost.seconds, peak=cost.peak))
-        found = bnfold.bench(*files.values(), budget=budget)
-        contenders = dict(zip(files, found.contenders, strict=True))
+        found = benched(list(files.values()), budget)
+        contenders = dict(zip(files, found["contenders"], strict=True))
         for row in rows:
             if (contender := contenders.get(row["tool"])) is None:
                 continue
-            counts = count(files[row["tool"]])
-            row |= {"nodes": counts.nodes, "batch_norms": counts.batch_norms, "runs": contender.bn_after_runtime}
-            row |= {"session_s": contender.session_s, "p50_s": contender.p50_s}
-            for pair in found.comparisons:
-                if pair.b == contender.name:
-                    row[pair.options] = [pair.ratio, pair.low, pair.high, str(pair.verdict)]
-        control = found.control
-        rows[0]["control"] = [control.ratio, control.low, control.high] if control else None
+            row |= {"nodes": contender["nodes"], "batch_norms": contender["bn"], "runs": contender["bn_after_runtime"]}
+            row |= {"session_s": contender["session_s"], "p50_s": contender["p50_s"]}
+            for pair in found["comparisons"]:
+                if pair["b"] == contender["name"]:
+                    row[pair["options"]] = [pair["ratio"], pair["low"], pair["high"], pair["verdict"]]
+        rows[0]["control"] = found["control"] and [found["control"][key] for key in ("ratio", "low", "high")]
     return rows
+
+
+def benched(files: Sequence[Path], budget: float) -> Row:
+    """What `bnfold bench` says. In a process of its own: the memory of what is started from here, a tool for the next
+    model, counts from that of this process on."""
+    cost = process("-m", "bnfold", "bench", *files, "--budget", f"{budget:g}", "--json")
+    found: Row = json.loads(cost.output)["bench"]
+    return found
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -125,17 +127,6 @@ def changed(calm: Sequence[Row], busy: Sequence[Row]) -> tuple[list[str], str]:
     return sides, markdown(head, body)
 
 
-@contextmanager
-def busy() -> Iterator[None]:
-    """One core kept busy."""
-    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        child.kill()
-        child.wait()
-
-
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="peers.py tables", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cache", type=Path, help="NAME.onnx lie here (networks.py writes them)")
@@ -143,11 +134,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--budget", type=float, default=60, help="seconds to measure one model")
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument("--json", type=Path, help="write what was measured")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("CALM", "BUSY"), help="two files of --json")
+    parser.add_argument("--calm", nargs="+", type=Path, metavar="FILE", help="files of --json, to compare with --again")
+    parser.add_argument("--again", nargs="+", type=Path, metavar="FILE", help="files of --json --busy")
     parser.add_argument("--doc", type=Path, help="replace the section of this command in this file")
     options = parser.parse_args(words)
-    if options.compare:
-        compare(*options.compare, options.doc)
+    if options.calm and options.again:
+        compare(options.calm, options.again, options.doc)
         return
     if options.cache is None:
         parser.error("--cache is needed to measure")
@@ -165,11 +157,14 @@ def main(words: Sequence[str]) -> None:
         page.write(options.doc, TITLE, text)
 
 
-def compare(calm: Path, restless: Path, document: Path | None) -> None:
+def compare(calm: Sequence[Path], again: Sequence[Path], document: Path | None) -> None:
     """Write what became of the verdicts; exit code 1 if one changed sides."""
-    sides, found = changed(json.loads(calm.read_text()), json.loads(restless.read_text()))
-    command = "`python benchmarks/peers.py tables --compare calm.json busy.json`"
-    text = f"{command}\n\nThe same measured twice, the second time with one core kept busy.\n\n{found}"
+    before, after = ([row for path in paths for row in json.loads(path.read_text())] for paths in (calm, again))
+    sides, found = changed(before, after)
+    names = [" ".join(path.name for path in paths) for paths in (calm, again)]
+    command = f"`python benchmarks/peers.py tables --calm {names[0]} --again {names[1]}`"
+    told = "All that is measured above, and once more with one core kept busy. Verdicts that changed sides: "
+    text = f"{command}\n\n{told}{len(sides)}.\n\n{found}"
     print(text)
     if document:
         page.write(document, LASTING, text)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from bnfold.reports.environment import processor
@@ -29,3 +32,14 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns but the first are set to the right."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """One core kept busy."""
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
