@@ -40,7 +40,7 @@ CALIBRATION = 64
 PLAIN, PREPROCESSED, FOLDED = "as exported", "quant_pre_process", "bnfold"
 TERMS = (
     "`quantize_static`: QDQ, int8 weights per channel, int8 activations, MinMax. *Times as fast* is the int8 model "
-    "against the int8 model of the file as exported, one thread, batch 1."
+    "against the int8 model of the file as exported, one thread, batch 1; one that refuses inputs cannot be timed."
 )
 
 
@@ -85,13 +85,17 @@ def rows(name: str, source: Path, feeds: Sequence[Mapping[str, Any]], score: Any
             target = folder / f"{len(files)}.int8.onnx"
             quantised(path, target, feeds)
             files[kind] = target
-        benchmark = bnfold.bench(*files.values(), budget=budget)
-        pairs = {pair.b: pair for pair in benchmark.comparisons if pair.options == benchmark.mode}
         found = [row(name, "float32", source, score)]
-        for kind, path in files.items():
-            found.append(row(name, f"int8, {kind}", path, score))
-            if (pair := pairs.get(str(path))) is not None:
-                found[-1][pair.options] = [pair.ratio, pair.low, pair.high, str(pair.verdict)]
+        found += [row(name, f"int8, {kind}", path, score) for kind, path in files.items()]
+        try:
+            benchmark = bnfold.bench(*files.values(), budget=budget)
+        except bnfold.NoVerdict as refusal:
+            found[1]["failure"] = str(refusal)
+            return found
+        for pair in benchmark.comparisons:
+            if pair.options == benchmark.mode:
+                one = found[1 + [str(path) for path in files.values()].index(pair.b)]
+                one[pair.options] = [pair.ratio, pair.low, pair.high, str(pair.verdict)]
     print(table(found), file=sys.stderr, flush=True)
     return found
 
@@ -107,7 +111,8 @@ def table(found: Sequence[Row]) -> str:
 def cells(each: Row) -> list[str]:
     right = "" if each["right"] is None else f"{each['right']:.1%}"
     name = each["model"] if each["tool"] == "float32" else ""
-    return [name, each["tool"], str(each["nodes"]), right, said(each.get("default"))]
+    ratio = "cannot be timed" if "failure" in each else said(each.get("default"))
+    return [name, each["tool"], str(each["nodes"]), right, ratio]
 
 
 def digits(name: str, budget: float) -> list[Row]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, clean
 
 if TYPE_CHECKING:
     from bnfold.benchmark import Benchmark
@@ -152,11 +152,11 @@ class Run:
     progress: Callable[[str], None] = _silent
 
     def warn(self, code: str, message: str) -> None:
-        """Note a warning once."""
-        warning = Warning(code, message)
+        """Note a warning once, with names from a file as they may be shown."""
+        warning = Warning(code, clean(message))
         if warning not in self.warnings:
             self.warnings.append(warning)
-            _log.warning("%s: %s", code, message)
+            _log.warning("%s: %s", code, warning.message)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ import stat
 import sys
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ OTHER_KINDS = {
 
 DIGITS = 16
 """Of a SHA-256, in the name of a data file."""
+
+NOT_GIVEN_BACK = "is not written: the disk does not give back what it was given"
 
 
 def output_path(
@@ -229,16 +232,17 @@ def write_onnx(path: Path, model: Any) -> tuple[Path, ...]:
     with _scratch(path) as folder:
         file, *data = frontend.save(model, folder / f"{path.stem}.{token}")
         if data:
-            digits = sha256(data[0])[:DIGITS]
+            digest = sha256(data[0])
+            digits = digest[:DIGITS]
             file.write_bytes(file.read_bytes().replace(token.encode(), digits.encode()))
             data = [data[0].rename(folder / f"{path.stem}.{digits}.data")]
         if not frontend.is_written(model, file):
-            raise EnvironmentFailure(f"{path} is not written: the disk does not give back what it was given", code="io")
+            raise EnvironmentFailure(f"{path} {NOT_GIVEN_BACK}", code="io")
         if not data:
             _put(file, path)
             return (path,)
-        with _data_beside(path, data[0], digits) as target:
-            _put(file, path)
+        target = path.with_name(data[0].name)
+        _put_both(file, path, data[0], target, digest)
         return (path, target)
 
 
@@ -251,24 +255,31 @@ def _enough_space(path: Path, needed: int) -> None:
         raise EnvironmentFailure(message, code="no-space")
 
 
-@contextmanager
-def _data_beside(path: Path, data: Path, digits: str) -> Iterator[Path]:
-    """Put the data where the model will look for it. If the model is then not written, new data goes again."""
-    target = path.with_name(f"{path.stem}.{digits}.data")
-    if target.exists() and sha256(target)[:DIGITS] == digits:
-        yield target
-        return
-    _put(data, target)
+def _put_both(model: Path, path: Path, data: Path, target: Path, digest: str) -> None:
+    """Put the data where the model will look for it, then the model. If that is not put there, new data goes again."""
+    is_there = target.exists() and sha256(target) == digest
+    if target.exists() and not is_there:  # an input, perhaps, that was named to be in the way
+        message = f"{target} is in the way: it has the name of the data of {path}, and is not that"
+        raise UsageError(message, code="output-exists", hint="remove it, or name another file with -o")
     try:
-        yield target
+        if not is_there:
+            _put(data, target)
+        _put(model, path)
     except BaseException:
-        target.unlink(missing_ok=True)
+        if model.exists() and not data.exists():
+            target.unlink(missing_ok=True)
         raise
 
 
 def write_program(path: Path, program: Any) -> tuple[Path, ...]:
     """Write an `ExportedProgram` as a `.pt2` archive, the same bytes for the same program."""
     export = sys.modules["torch"].export  # the program came from there, so it is loaded
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        export.save(program, file)
+    tensors = (*program.state_dict.values(), *program.tensor_constants.values())
+    _enough_space(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    with atomic(path) as temporary:
+        with temporary.open("wb") as file:
+            export.save(program, file)
+        with zipfile.ZipFile(temporary) as archive:
+            if archive.testzip() is not None:
+                raise EnvironmentFailure(f"{path} {NOT_GIVEN_BACK}", code="io")
     return (path,)

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 # From the bottom up: a room may import those of the earlier lines, and none of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "origin", "window"),
+    ("children", "errors", "origin", "window"),
     ("display",),
     ("algebra", "evidence", "model", "moments"),
     ("graph",),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from command_line import bnfold, demo_in, python, validated
 
@@ -178,6 +179,17 @@ def test_a_report_may_not_overwrite_the_model(tmp_path: Path, capsys: pytest.Cap
     assert main(["fold", str(model), "--report", str(model)]) == Exit.USAGE
     assert "would overwrite the model" in capsys.readouterr().err
     assert model.read_bytes() == before
+
+
+def test_a_report_may_not_overwrite_the_numbers_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(demo_in(tmp_path))
+    onnx.save(model, tmp_path / "large.onnx", save_as_external_data=True, location="w.json", size_threshold=0)
+    before = (tmp_path / "w.json").read_bytes()
+    assert main(["inspect", str(tmp_path / "large.onnx"), "--report", str(tmp_path / "w.json")]) == Exit.USAGE
+    assert "would overwrite the data of the model" in capsys.readouterr().err
+    assert (tmp_path / "w.json").read_bytes() == before
 
 
 def test_groups_of_flags_arrive_as_records() -> None:

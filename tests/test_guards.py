@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ GUARDS: dict[str, tuple[dict[tuple[Any, str], Any], str]] = {
     "offsets": ({(reading, "check_external"): off}, "an offset behind the end"),
     "limits: nesting": ({(reading, "check_limits"): off}, "subgraphs nested 20 deep"),
     "limits: names": ({(reading, "check_limits"): off}, "a name of 100,000 characters"),
+    "limits: functions": ({(reading, "check_limits"): off}, "functions that call 500 deep"),
     "limits: bytes": ({(reading, "check_limits"): off}, "a shape that overflows"),
     "sizes of tensors": ({(reading, "_complaint"): off}, "fewer numbers inside than the shape says"),
     "the checker": ({(onnx.checker, "check_model"): off}, "a cycle"),
@@ -52,13 +54,23 @@ GUARDS: dict[str, tuple[dict[tuple[Any, str], Any], str]] = {
         {(kinds, "_onnx_kind"): lambda *_: kinds.Kind.ONNX, (reading, "_ends_early"): off},
         "half a file",
     ),
-    "archives": ({(checked_archives, "_complaints"): nothing}, "archive: two members of one name"),
-    "archives: names": ({(checked_archives, "_complaints"): nothing}, "archive: a member above its folder"),
-    "archives: bytes": ({(checked_archives, "_complaints"): nothing}, "archive: bytes behind"),
+    "archives": ({(checked_archives, "contradictions"): nothing}, "archive: two members of one name"),
+    "archives: names": ({(checked_archives, "contradictions"): nothing}, "archive: a member above its folder"),
+    "archives: bytes": ({(checked_archives, "contradictions"): nothing}, "archive: bytes behind"),
+    "archives: gaps": (
+        {(checked_archives, "_end_to_end"): lambda *_: True},
+        "archive: a member that no directory knows",
+    ),
+    "archives: directories": (
+        {(checked_archives, "contradictions"): nothing},
+        "archive: a second directory",
+    ),
     "archives: inflation": ({(checked_archives, "MAX_INFLATED"): 1 << 40}, "archive: 80 MB in 100 kB"),
     "programs": ({(programs, "complaints"): nothing}, "program: code in a shape"),
     "programs: payloads": ({(audit, "_payloads"): nothing}, "program: a pickled weight"),
     "programs: sample inputs": ({(audit, "_pickled_member"): nothing}, "program: an unsafe sample input"),
+    "programs: expressions": ({(audit, "_is_small"): lambda *_: True}, "program: a size as exponent in a shape"),
+    "programs: operators": ({(audit, "REACHES_OUT"): re.compile("")}, "program: a file that an operator writes"),
     "programs: text": ({(audit, "_odd"): nothing}, "program: a library as operator"),
     "pickles": (
         {(checkpoints, "_unsafe_globals"): lambda *_: [], (torch, "load"): unsafe_load},

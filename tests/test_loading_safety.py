@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -82,6 +83,17 @@ def test_peeking_runs_nothing(folder: Path, net: nn.Module) -> None:
     torch.save({"model": net, "x": Evil(folder / "ran")}, folder / "e.pt")
     assert next(iter(peek(folder / "e.pt").values())) == (4, 3, 3, 3)
     assert not (folder / "ran").exists()
+
+
+def test_peeking_ends_where_values_hold_each_other_in_many_ways(tmp_path: Path) -> None:
+    """Forty lists, each of which holds the next one twice."""
+    value: list[Any] = [torch.ones(2)]
+    for _ in range(40):
+        value = [value, value]
+    torch.save({"w": torch.ones(2, 3), "many": value}, tmp_path / "a.pt")
+    start = time.monotonic()
+    assert next(iter(peek(tmp_path / "a.pt").values())) == (2, 3)
+    assert time.monotonic() - start < 60
 
 
 def test_peeking_at_a_file_that_is_none_finds_nothing(tmp_path: Path) -> None:

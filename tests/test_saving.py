@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -218,6 +220,57 @@ def test_a_failure_after_the_data_removes_it(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(EnvironmentFailure):
         written(tmp_path / "big.onnx")
     assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("small_limit")
+@pytest.mark.parametrize("suffix", [".data", ".onnx"])
+def test_an_end_between_the_files_leaves_two_that_belong_together(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal right after one of the files took its place: what is there is nothing, or a model with its data."""
+    replace = os.replace
+
+    def end(source: Path, target: Path) -> None:
+        replace(source, target)
+        if Path(target).suffix == suffix:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", end)
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "big.onnx")
+    monkeypatch.undo()
+    assert len(names(tmp_path)) == (2 if suffix == ".onnx" else 0)
+    if suffix == ".onnx":
+        assert load(tmp_path / "big.onnx").model is not None
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_a_file_with_the_name_of_the_data_that_is_not_the_data_is_left_alone(tmp_path: Path) -> None:
+    written(tmp_path / "big.onnx")
+    (data,) = tmp_path.glob("*.data")
+    data.write_bytes(b"of somebody else")
+    with pytest.raises(UsageError, match="is in the way") as caught:
+        written(tmp_path / "big.onnx")
+    assert caught.value.code == "output-exists"
+    assert data.read_bytes() == b"of somebody else"
+
+
+def test_a_program_that_the_disk_does_not_give_back_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = torch.export.export(nn.Linear(3, 2).eval(), (torch.ones(1, 3),))
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda self: "a member")
+    with pytest.raises(EnvironmentFailure, match="does not give back"):
+        write_program(tmp_path / "a.pt2", program)
+    assert names(tmp_path) == []
+
+
+def test_a_program_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = torch.export.export(nn.Linear(3, 2).eval(), (torch.ones(1, 3),))
+    monkeypatch.setattr("bnfold.saving.shutil.disk_usage", lambda folder: SimpleNamespace(free=31))
+    with pytest.raises(EnvironmentFailure, match="takes 32 bytes") as caught:
+        write_program(tmp_path / "a.pt2", program)
+    assert caught.value.code == "no-space"
 
 
 def test_a_program_is_written_with_the_same_bytes_each_time_and_reads_back(tmp_path: Path) -> None:

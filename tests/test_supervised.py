@@ -110,3 +110,21 @@ def test_only_what_executes_is_supervised() -> None:
 
 def test_the_exit_code_is_that_of_the_second(tmp_path: Path) -> None:
     assert bnfold("fold", tmp_path / "none.onnx").returncode == Exit.REJECTED
+
+
+@pytest.mark.parametrize("name", ["onnx", "bnfold", "json"])
+def test_what_lies_beside_a_model_is_never_imported(name: str, tmp_path: Path) -> None:
+    """The folder in which a command runs may hold more than the model, and none of it is code to be run."""
+    demo_in(tmp_path)
+    (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\n", encoding="utf-8")
+    program = Path(sys.executable).with_name("bnfold")
+    for words in (["fold", "demo.onnx"], ["bench", "demo.onnx", "--budget", "1", "--processes", "2"]):
+        done = subprocess.run([program, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_memory_is_that_of_all_processes(tmp_path: Path) -> None:
+    with busy(tmp_path) as (process, second):
+        family = set(supervised._family(process.pid))
+        assert {process.pid, second, *children(second)} <= family

@@ -110,9 +110,18 @@ def twice() -> bytes:
     return whole.SerializeToString() + begins(7, len(graph)) + graph
 
 
+def number() -> bytes:
+    """A number where a tensor should be, which a parser passes over."""
+    whole = model(tensor("FLOAT"))
+    graph = b"\x28\x01" + whole.graph.SerializeToString()
+    whole.ClearField("graph")
+    return whole.SerializeToString() + begins(7, len(graph)) + graph
+
+
 UNUSUAL: dict[str, Callable[[], bytes]] = {
     "a graph in two pieces": split,
     "numbers in two pieces": twice,
+    "a number that is no tensor": number,
     "nothing": bytes,
     "no such kind of field": lambda: b"\x0f" * 20,
     "a number without end": lambda: b"\xff" * 20,

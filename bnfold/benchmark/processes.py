@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnfold import children
 from bnfold.benchmark.records import AtBatch, BenchOptions, Compared, Contender, Measured
 from bnfold.benchmark.statistics import (
     CONFIDENCE,
@@ -195,14 +193,12 @@ def _key(name: str, mode: str) -> str:
 
 def start_child(job: Mapping[str, Any]) -> Any:
     """Run one measuring process to its end. Raises `NoVerdict` if a model does not run there."""
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "bnfold.benchmark.child"],
+        children.command("bnfold.benchmark.child"),
         input=json.dumps(job),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=children.environment(),
         check=False,
     )
     if done.returncode < 0 or not done.stdout:

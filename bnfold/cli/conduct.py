@@ -17,7 +17,7 @@ from bnfold.cli.failures import InternalError, spoken, told
 from bnfold.cli.job import Job
 from bnfold.cli.streams import emit, python_warnings, stdout_to_stderr
 from bnfold.display import brief
-from bnfold.errors import BnfoldError, Exit
+from bnfold.errors import BnfoldError, Exit, clean
 from bnfold.run import Run
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def say(error: BnfoldError, *, debug: bool = False) -> None:
     from bnfold.reports.github import harmless
 
     if debug and isinstance(error, InternalError) and error.__cause__ is not None:
-        emit("".join(traceback.format_exception(error.__cause__)), sys.stderr)
+        lines = "".join(traceback.format_exception(error.__cause__)).split("\n")
+        emit("\n".join(map(clean, lines)), sys.stderr)
     emit(harmless(spoken(error)), sys.stderr)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from mmap import PAGESIZE
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from bnfold import children
 from bnfold.errors import BnfoldError, EnvironmentFailure, NoVerdict
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def supervise(words: Sequence[str]) -> int | BnfoldError:
     from subprocess import Popen
 
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "bnfold", *words]
-    environment = os.environ | {LIFELINE: str(reading)}
+    command, environment = children.command("bnfold", *words), children.environment(**{LIFELINE: str(reading)})
     # in a group of its own, or Ctrl-C would reach it twice
     with Popen(command, env=environment, pass_fds=[reading], process_group=0) as process, _forwarded(process):
         os.close(reading)
@@ -68,10 +67,10 @@ def _watched(process: Popen[bytes]) -> BnfoldError | None:
     end, most = time.monotonic() + MOST_SECONDS, MOST_OF_MEMORY * _installed()
     while process.poll() is None:
         if time.monotonic() > end:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             return NoVerdict(f"the model ran for more than {MOST_SECONDS:g} s", code="limit", hint=_LIFTED)
-        if _resident(process.pid) > most:
-            process.kill()
+        if sum(map(_resident, _family(process.pid))) > most:
+            os.killpg(process.pid, signal.SIGKILL)
             return NoVerdict(f"the model took more than {most / 2**30:.3g} GB", code="limit", hint=_LIFTED)
         with suppress(TimeoutExpired):
             process.wait(PAUSE)
@@ -84,6 +83,18 @@ _LIFTED = "--no-limits lifts the limits of memory and time"
 def _installed() -> float:
     """The bytes of memory of the machine, without end where the system does not say."""
     return float(PAGESIZE * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else inf
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and those that it started, where the system tells them."""
+    yield pid
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            started = file.read().split()
+    except OSError:
+        return
+    for each in started:
+        yield from _family(int(each))
 
 
 def _resident(pid: int) -> int:

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
-from bnfold.loading.archives import pickle_globals
+from bnfold.loading.archives import contradictions, pickle_globals
 
-MAX_JSON = 512 << 20
+MAX_JSON, MAX_PICKLE = 512 << 20, 64 << 20
 SAFE_TENSOR_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|qtensor)"
     r"|torch\.(\w+Storage|Size|device|Tensor|storage\.UntypedStorage|nn\.parameter\.Parameter)"
@@ -26,11 +26,15 @@ SAFE_TENSOR_GLOBALS = re.compile(
     r"|torch\.(float|bfloat|int|uint|complex)\d+|torch\.(bool|float8_\w+)|torch\.serialization\._get_layout"
 )
 OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims|quantized|quantized_decomposed|torchvision|torchaudio|higher_order)\.\w+(\.\w+)?"
+    r"torch\.ops\.(aten|prims|quantized|quantized_decomposed|torchvision|higher_order)"
+    r"\.((?!__)\w+|__i?(and|or|xor|lshift|rshift)__)(\.(?!__)\w+)?"
     r"|torch\.sym_\w+|torch\._sym_\w+|math\.(ceil|floor|trunc|sqrt|pow|log2)"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|xor|not_|getitem|[lr]shift)"
 )
-TOUCHES_FILES = ("from_file",)
+REACHES_OUT = re.compile(
+    r"torch\.ops\.aten\.(from_file|save|_print|warn|seed|manual_seed|set_grad_enabled|to_here|dist_backward)(\.\w+)?"
+)
+"""Operators of TorchScript among those of tensors, which write files, print, or change the process."""
 SYMBOLIC_FUNCTION = re.compile(
     "Symbol|Integer|Float|Rational|Half|One|Zero|NegativeOne|Infinity|NegativeInfinity|oo|int_oo|True|False|evaluate"
     "|positive|negative|nonnegative|nonpositive|nonzero|zero|integer|real|finite|commutative"
@@ -41,6 +45,8 @@ SYMBOLIC_FUNCTION = re.compile(
     "|RoundDecimal|ToFloat|Identity"
 )
 SYMBOL = re.compile(r"[a-z]{1,4}\d+")
+GROWS = ("Pow", "PowByNatural", "FloatPow", "LShift", "Float", "RoundDecimal")
+LARGEST_EXPONENT, MOST_POWERS = 100, 2
 TREE_TYPES = (
     *("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "collections.namedtuple"),
     *("torch.fx.immutable_collections.immutable_list", "torch.fx.immutable_collections.immutable_dict", None),
@@ -104,7 +110,12 @@ def _pickled_member(data: bytes, name: str) -> Iterator[str]:
         return
     try:
         with zipfile.ZipFile(BytesIO(data)) as inner:
-            pickles = [inner.read(member) for member in inner.namelist() if member.endswith(".pkl")]
+            if (complaint := next(contradictions(inner, BytesIO(data)), None)) is not None:
+                raise ValueError(complaint)
+            members = [each for each in inner.infolist() if each.filename.casefold().endswith(".pkl")]
+            if sum(each.file_size for each in members) > MAX_PICKLE:
+                raise ValueError(f"its pickles are larger than {MAX_PICKLE:,} bytes")
+            pickles = [inner.read(member) for member in members]
         wanted = set[str]().union(*(pickle_globals(pickle) for pickle in pickles))
     except Exception as error:
         yield f"{name} cannot be checked ({error})"
@@ -114,13 +125,13 @@ def _pickled_member(data: bytes, name: str) -> Iterator[str]:
 
 
 def _strings(value: Any, key: str) -> Iterator[str]:
-    """Walk the program's JSON and judge every string by the key under which it stands."""
+    """Walk the program's JSON and judge every string by the key under which it stands. Keys may be names from the
+    program, so none of them excuses what is below it."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             if name in ("as_custom_obj", "custom_obj", "opaque") and item is not None:
                 yield "it holds a custom object"
-            elif name != "metadata":
-                yield from _strings(item, name)
+            yield from _strings(item, name)
             yield from _odd(name, "path")
     elif isinstance(value, list):
         for item in value:
@@ -144,15 +155,45 @@ def _is_path(value: str) -> bool:
 
 
 def _is_operator(value: str) -> bool:
-    return OPERATOR.fullmatch(value) is not None and not any(word in value for word in TOUCHES_FILES)
+    return OPERATOR.fullmatch(value) is not None and not REACHES_OUT.fullmatch(value)
 
 
 def _is_expression(value: str) -> bool:
-    """Arithmetic over symbols: no attribute, no string but a symbol's name, no function but the known ones."""
-    if not re.fullmatch(r"[\w\s+\-*/%(),.<>=!&|~']*", value) or re.search(r"[^\W\d]\.|\.[^\W\d]|\*\*\s*\d{3,}", value):
+    """Arithmetic over symbols: no attribute, no string but a symbol's name, no function but the known ones, and no
+    number that takes long to be worked out."""
+    if not re.fullmatch(r"[\w\s+\-*/%(),.<>=!&|~']*", value) or re.search(r"[^\W\d]\.|\.[^\W\d]|\d{20,}", value):
         return False
     words = re.findall(r"[^\W\d]\w*", value)
-    return all(SYMBOLIC_FUNCTION.fullmatch(word) or SYMBOL.fullmatch(word) for word in words)
+    known = all(SYMBOLIC_FUNCTION.fullmatch(word) or SYMBOL.fullmatch(word) for word in words)
+    try:
+        tree = ast.parse(value.strip(), mode="eval")
+        return known and _powers_in_each_other(tree) <= MOST_POWERS and all(map(_is_small, ast.walk(tree)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _powers_in_each_other(node: ast.AST) -> int:
+    deepest = max(map(_powers_in_each_other, ast.iter_child_nodes(node)), default=0)
+    return deepest + bool(_exponents(node))
+
+
+def _exponents(node: ast.AST) -> list[ast.expr]:
+    """What says how large the result of an operation is: an exponent, a shift, a number of digits."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift):
+        return [node.right]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in GROWS:
+        return node.args[1:]
+    return []
+
+
+def _is_small(node: ast.AST) -> bool:
+    """Whether every exponent of an operation is a small number, and nothing in it is a power itself."""
+    parts = [each for exponent in _exponents(node) for each in ast.walk(exponent)]
+    numbers = [each.value for each in parts if isinstance(each, ast.Constant)]
+    named = any(isinstance(each, ast.Name) and (each.id == "Symbol" or SYMBOL.fullmatch(each.id)) for each in parts)
+    return not (named or any(map(_exponents, parts))) and all(
+        isinstance(each, int | float) and each < LARGEST_EXPONENT for each in numbers
+    )
 
 
 def _is_guard(value: str) -> bool:

@@ -23,6 +23,8 @@ from bnfold.loading.source import Source
 MAX_PICKLE = 64 << 20
 PICKLES = ("/data.pkl", "/constants.pkl")
 MAX_SCANNED_FILES = 200
+MAX_VISITS, DEEPEST = 100_000, 40
+"""Of values of a pickle, which may hold one another in more ways than there is time for."""
 DEFAULT_SIZE = {3: (128,), 4: (224, 224), 5: (8, 32, 32)}
 """Input sizes to suggest for the first weight's rank, where the checkpoint does not say."""
 
@@ -129,22 +131,26 @@ def peek(path: Path) -> dict[str, tuple[int, ...]]:
         for member in archive.infolist():
             if member.filename.endswith(PICKLES) and member.file_size <= MAX_PICKLE:
                 with suppress(Exception):
-                    _collect(_Peek(io.BytesIO(archive.read(member))).load(), "", found, 0)
+                    _collect(_Peek(io.BytesIO(archive.read(member))).load(), found)
     return found
 
 
-def _collect(value: Any, name: str, found: dict[str, tuple[int, ...]], depth: int) -> None:
-    if depth > 40 or value is None:
-        return
-    if isinstance(value, _Shape):
-        found.setdefault(name, value.shape)
-        return
-    if isinstance(value, list | tuple):
-        value = dict(enumerate(value))
-    inner = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    for key, item in inner.items():
-        if isinstance(item, dict | list | tuple | _StandIn):
-            _collect(item, f"{name}.{key}", found, depth + 1)
+def _collect(whole: Any, found: dict[str, tuple[int, ...]]) -> None:
+    """The shapes in a value, depth first and in order, so far as `MAX_VISITS` goes."""
+    waiting = [("", whole, 0)]
+    for _ in range(MAX_VISITS):
+        if not waiting:
+            return
+        name, value, depth = waiting.pop()
+        if isinstance(value, _Shape):
+            found.setdefault(name, value.shape)
+            continue
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
+        inner = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        inner = inner if depth < DEEPEST else {}
+        parts = [(key, item) for key, item in inner.items() if isinstance(item, dict | list | tuple | _StandIn)]
+        waiting += [(f"{name}.{key}", item, depth + 1) for key, item in reversed(parts)]
 
 
 @dataclass(frozen=True)

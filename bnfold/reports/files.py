@@ -56,7 +56,11 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def write(report: Report, path: Path) -> None:
-    """Write the report in the kind of its suffix, atomically."""
+    """Write the report in the kind of its suffix, atomically. Raises `UsageError` where it would replace numbers of a
+    model, which are known only by now."""
+    records = [record for record in (report.run.input, report.run.output) if record is not None]
+    if any(_same(path, Path(data.path)) for record in records for data in record.external):
+        raise UsageError(f"the report {path} would overwrite the data of the model", code="report-is-model")
     module = import_module(KINDS[path.suffix.lower()])
     text = cast(Callable[[Report], str], module.render)(report)
     with atomic(path) as temporary:

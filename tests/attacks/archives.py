@@ -58,12 +58,32 @@ def in_program(old: str, new: str) -> Change:
     return change
 
 
+def under_a_name(name: str, data: bytes) -> bytes:
+    """Code in the shape of a value that has the name of a table of notes."""
+    if not name.endswith("models/model.json"):
+        return data
+    document = json.loads(data.replace(b'"name": "x"', b'"name": "metadata"'))
+    values = document["graph_module"]["graph"]["tensor_values"]
+    values["metadata"] = values.pop("x")
+    values["metadata"]["sizes"][0] = {"as_expr": {"expr_str": RUN, "hint": None}}
+    return json.dumps(document).encode()
+
+
 def payload_change(name: str, data: bytes) -> bytes:
     return data.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("weights_config.json") else data
 
 
 def sample_inputs(data: bytes) -> Change:
     return lambda name, old: data if name.endswith("sample_inputs/model.pt") else old
+
+
+def shouted(data: bytes) -> bytes:
+    """An archive whose members have their names in capitals, which torch finds all the same."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name.upper(), old.read(name))
+    return buffer.getvalue()
 
 
 def torch_saved(value: Any) -> bytes:
@@ -80,8 +100,15 @@ ENUM = '{\\"type\\": \\"builtins.dict\\", \\"context\\": \\"{\\\\\\"__enum__\\\\
 PROGRAMS: dict[str, Change] = {
     "a pickled weight": payload_change,
     "an unsafe sample input": sample_inputs(torch_saved((Evil(Path("ran")),))),
+    "an unsafe sample input in capitals": sample_inputs(shouted(torch_saved((Evil(Path("ran")),)))),
     "a sample input that is no archive": sample_inputs(pickle.dumps(Evil(Path("ran")), protocol=2)),
     "code in a shape": in_program(SYMBOL, RUN),
+    "code in a shape, under the name of a table": under_a_name,
+    "a tower of powers in a shape": in_program(SYMBOL, "9**99**99"),
+    "a power of a power in a shape": in_program(SYMBOL, "Pow(9, Pow(99, 99))"),
+    "a factorial in a shape": in_program(SYMBOL, "99999999!"),
+    "a billion digits in a shape": in_program(SYMBOL, "Float(1, 999999999)"),
+    "a size as exponent in a shape": in_program(SYMBOL, "9**s77"),
     "an attribute in a shape": in_program(SYMBOL, "Symbol.mro"),
     "code in a guard": in_program('"guards_code": []', f'"guards_code": ["{RUN}"]'),
     "code in a name": in_program('"name": "conv2d"', f'"name": "conv2d\\n{RUN}"'),
@@ -89,6 +116,8 @@ PROGRAMS: dict[str, Change] = {
     "a library as operator": in_program("torch.ops.aten.conv2d.default", "torch.ops.load_library"),
     "a function as operator": in_program("torch.ops.aten.conv2d.default", "torch.load"),
     "a file as operator": in_program("torch.ops.aten.conv2d.default", "torch.ops.aten.from_file.default"),
+    "a file that an operator writes": in_program("torch.ops.aten.conv2d.default", "torch.ops.aten.save.default"),
+    "the class of an operator": in_program("torch.ops.aten.conv2d.default", "torch.ops.aten.conv2d.__class__"),
     "an enum in a tree": in_program(TREE, ENUM),
     "a parameter outside": in_program('"parameter_name": "conv1.weight"', '"parameter_name": "a\\"b"'),
     "no JSON": lambda name, data: b"{" if name.endswith("model.json") else data,
@@ -134,6 +163,43 @@ def twice(folder: Path) -> Path:
 
 def above(folder: Path) -> Path:
     return program(keep, folder, **{"..__x": b"x"})
+
+
+def two_directories(folder: Path) -> Path:
+    """The records of large archives stand where some readers look for them, and say that they are elsewhere: another
+    archive is inside a member that nobody needs."""
+    path, hidden = program(keep, folder), rewritten(MODELS / "digits_mlp.pt", folder / "hidden", keep).read_bytes()
+    root = zipfile.ZipFile(path).namelist()[0].partition("/")[0]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{root}/extra/hidden", hidden)
+    data = path.read_bytes()
+    count, size, start = struct.unpack("<HII", data[-12:-2])
+    record = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<IIQI", 0x07064B50, 0, data.index(hidden), 1)
+    path.write_bytes(data[:-22] + record + locator + data[-22:])
+    return path
+
+
+def counted(folder: Path) -> Path:
+    """The record at the end tells of fewer members than the directory has."""
+    path = program(keep, folder)
+    data = path.read_bytes()
+    count = struct.unpack("<H", data[-12:-10])[0]
+    path.write_bytes(data[:-14] + struct.pack("<HH", count - 1, count - 1) + data[-10:])
+    return path
+
+
+def between(folder: Path) -> Path:
+    """A member that no directory knows, between two that are known."""
+    path, other = folder / INSIDE / "model.pt2", folder / "other"
+    with zipfile.ZipFile(program(keep, folder)) as old, zipfile.ZipFile(other, "w") as new:
+        first, *rest = old.namelist()
+        new.writestr(first, old.read(first))
+        new.writestr("hidden", b"hidden")
+        new.filelist.pop()
+        for name in rest:
+            new.writestr(name, old.read(name))
+    return other.replace(path)
 
 
 def behind(folder: Path) -> Path:
@@ -203,6 +269,9 @@ ATTACKS = (
     Attack("archive: a member above its folder", above, "unsafe-archive", "odd name"),
     Attack("archive: bytes behind", behind, "unsafe-archive", "behind the archive"),
     Attack("archive: bytes before", before, "unsafe-archive"),
+    Attack("archive: a member that no directory knows", between, "unsafe-archive", "read in two ways"),
+    Attack("archive: a second directory", two_directories, "unsafe-archive", "read in two ways"),
+    Attack("archive: fewer members than there are", counted, "unsafe-archive", "read in two ways"),
     Attack("archive: 80 MB in 100 kB", deflated, "limit", "inflate to"),
     Attack("pickle that runs code, zipped", partial(pickled, zipped=True), "needs-trust", "mkdir"),
     Attack("pickle that runs code, as before torch 1.6", partial(pickled, zipped=False), "needs-trust", "mkdir"),

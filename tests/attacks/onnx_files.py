@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from functools import partial
@@ -50,6 +51,31 @@ def as_initializer(tensor: TensorProto) -> ModelProto:
 
 def as_attribute(tensor: TensorProto) -> ModelProto:
     return plain(helper.make_node("Constant", [], ["c"], value=tensor))
+
+
+def as_default(tensor: TensorProto) -> ModelProto:
+    """What a function takes for an attribute that it is not given."""
+    model = plain()
+    function = model.functions.add(name="local", domain="local", input=["a"], output=["b"], opset_import=IMPORTS)
+    function.node.append(helper.make_node("Identity", ["a"], ["b"]))
+    function.attribute_proto.append(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    return model
+
+
+def calling(folder: Path, *, levels: int, times: int) -> Path:
+    """Functions each of which calls the next so many times."""
+    model = plain(helper.make_node("level0", ["x"], ["z"], domain="local"))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    for level in range(levels):
+        function = model.functions.add(name=f"level{level}", domain="local", input=["a"], output=[f"v{times}"])
+        function.opset_import.extend(model.opset_import)
+        names = ["a", *(f"v{number + 1}" for number in range(times))]
+        for one, other in itertools.pairwise(names):
+            last = level + 1 == levels
+            kind = ("Relu", "") if last else (f"level{level + 1}", "local")
+            function.node.append(helper.make_node(kind[0], [one], [other], domain=kind[1]))
+    return written(folder, model)
 
 
 def as_list(tensor: TensorProto) -> ModelProto:
@@ -112,6 +138,7 @@ PLACES: dict[str, Callable[[TensorProto], ModelProto]] = {
     "a list of tensors": as_list,
     "a subgraph": in_subgraph,
     "a function": in_function,
+    "a default of a function": as_default,
     "a sparse initializer": in_sparse,
     "a sparse attribute": in_sparse_attribute,
     "training": in_training,
@@ -275,6 +302,8 @@ ATTACKS = (
     Attack("subgraphs nested 20 deep", partial(nested, 20), "limit", "nested more than 16 deep"),
     Attack("subgraphs nested 400 deep", partial(nested, 400), "not-onnx"),
     Attack("a name of 100,000 characters", long_name, "limit", "characters"),
+    Attack("functions that make 2^40 nodes", partial(calling, levels=40, times=2), "limit", "call each other so often"),
+    Attack("functions that call 500 deep", partial(calling, levels=500, times=1), "limit", "call each other more than"),
     Attack("a million nodes", many, "limit", "more than 1,000,000"),
     Attack("a cycle", cyclic, "invalid-model"),
     Attack("half a file", cut, "truncated"),

@@ -29,6 +29,9 @@ def executed(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     yield from _nested(proto.graph.node)
     for function in proto.functions:
         yield from _nested(function.node)
+        for graph in in_attributes(function.attribute_proto):
+            yield graph
+            yield from _nested(graph.node)
 
 
 def _nested(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
@@ -38,9 +41,22 @@ def _nested(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
             yield from _nested(graph.node)
 
 
+def within(found: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These nodes, and those of the bodies of control flow in them."""
+    for node in found:
+        yield node
+        for graph in bodies(node):
+            yield from within(graph.node)
+
+
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs that stand in the attributes of a node."""
-    for attribute in node.attribute:
+    yield from in_attributes(node.attribute)
+
+
+def in_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
+    """The graphs that these attributes are: of a node, or what a function takes for those that it is not given."""
+    for attribute in attributes:
         yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
@@ -57,11 +73,11 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     for graph in graphs(proto):
         yield from graph.initializer
         yield from _dense(graph.sparse_initializer)
-    for node in nodes(proto):
-        for attribute in node.attribute:
-            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
-            yield from _dense(attribute.sparse_tensors)
-            yield from _dense([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])
+    attributes = [attribute for node in nodes(proto) for attribute in node.attribute]
+    for attribute in (*attributes, *(each for function in proto.functions for each in function.attribute_proto)):
+        yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+        yield from _dense(attribute.sparse_tensors)
+        yield from _dense([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])
 
 
 def _dense(sparse: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:

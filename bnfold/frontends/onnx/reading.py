@@ -181,8 +181,10 @@ def _over(tensor: onnx.TensorProto, numbers: memoryview) -> ir.TensorProtocol:
 def _check(proto: onnx.ModelProto, name: str, numbers: Mapping[int, memoryview], sparse: Set[str]) -> None:
     if any(not isinstance(text, str) for text in texts(proto)) or not all(map(_is_text, words(proto))):
         raise Rejected(f"{name} is damaged: a name in it is no text", code=INVALID)
+    declared = len(proto.graph.initializer)
     for index, tensor in enumerate(tensors(proto)):
-        complaint = None if tensor.name in sparse else _complaint(tensor, numbers.get(index))
+        is_sparse = index < declared and tensor.name in sparse
+        complaint = None if is_sparse else _complaint(tensor, numbers.get(index))
         if complaint is not None:
             raise Rejected(f"{name} is damaged: tensor {tensor.name!r} has {complaint}", code=INVALID)
     try:

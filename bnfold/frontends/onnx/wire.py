@@ -50,6 +50,8 @@ def _graph(data: memoryview, numbers: dict[int, memoryview]) -> list[memoryview 
     position = 0
     for number, field, content in fields(data):
         if number == INITIALIZER:
+            if field[0] & 7 != _BYTES:
+                raise ValueError("an initializer that is no message")
             if len(content) >= LARGE_BYTES:
                 rest, raw = _tensor(content)
                 if len(raw) >= LARGE_BYTES:
