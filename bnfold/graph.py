@@ -95,7 +95,7 @@ class Reason(Enum):
     OVERFLOW = (
         "overflow",
         "a folded weight or bias would be too large for the operator's number type",
-        "fold in float32 first, then convert",
+        "use a type of larger range: bnfold export writes float32 unless --dtype keep, and bfloat16 reaches as far",
     )
     QUANTISED = (
         "quantised",

@@ -242,7 +242,7 @@ def _cannot_run(error: Exception) -> CannotRun:
     line = (str(error) or type(error).__name__).strip().splitlines()[0]
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
     line = re.sub(r"\S+\.\w+:\d+ .* was false\.\s*", "", line)  # where in its source, and what was tested there
-    return CannotRun(f"onnxruntime cannot run it: {line[:300]}")
+    return CannotRun(f"onnxruntime cannot run it: {line[:300].rstrip('.')}")
 
 
 def _port(argument: Any) -> Port:

@@ -15,15 +15,20 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import finding_page
+import flag_page
 import pytest
+import typer
 import yaml
 from reason_pages import index, page
 from test_readme import Session, shape
 
 from bnfold.cli import main
 from bnfold.graph import Reason
+from bnfold.reports.conditions import FOUND_REASONS, Condition
+from bnfold.reports.json import schema
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # Pages that a program writes, and two that other tests read: test_ci.py and test_readme.py.
@@ -47,6 +52,7 @@ SLOW = {
     "cli.md",
     "comparison.md",
     "statistics.md",
+    "how-to/half.md",
     "how-to/pre-commit.md",
     "how-to/python.md",
     "how-to/yolo.md",
@@ -202,6 +208,82 @@ def test_no_page_is_of_a_reason_that_is_gone() -> None:
     assert pages == {"index", *(reason.code for reason in Reason)}
 
 
+# ── the pages that say everything of something ───────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_of_the_flags_is_up_to_date() -> None:
+    written = (DOCS / "flags.md").read_text()
+    assert flag_page.page(written, flag_page.commands()) == written, "python tests/flag_page.py"
+
+
+def test_the_page_of_the_findings_is_up_to_date() -> None:
+    assert set(finding_page.SEVERITIES) == {*Condition, *FOUND_REASONS}
+    written = (DOCS / "findings.md").read_text()
+    assert finding_page.page(written) == written, "python tests/finding_page.py"
+
+
+def test_a_finding_is_as_grave_as_its_page_says() -> None:
+    told = {each: severity for each, severity in finding_page.SEVERITIES.items() if isinstance(each, Condition)}
+    assert severities(sources()) == told
+
+
+def sources() -> str:
+    """Where findings are made."""
+    folder = DOCS.parent / "bnfold" / "reports"
+    return "".join((folder / f"{name}.py").read_text() for name in ("findings", "statistics", "baseline"))
+
+
+def severities(source: str) -> dict[Condition, str]:
+    """How grave a piece of the package makes each finding; in words, where that depends on the channels."""
+    named = {f"Condition.{each.name}": each for each in Condition}
+    named |= {"REGRESSED": Condition.BASELINE_REGRESSED, "NEW": Condition.BASELINE_NEW, "GONE": Condition.BASELINE_GONE}
+    found = re.findall(r'(?:Remark|[fF]inding)\(([\w.]+), (?:"(\w+)"|_by_share)', source)
+    return {named[name]: severity or finding_page.BY_SHARE for name, severity in found if name in named}
+
+
+def test_the_page_of_the_report_names_every_key() -> None:
+    assert list(unnamed(schema(), (DOCS / "report.md").read_text())) == []
+
+
+def unnamed(whole: dict[str, Any], document: str) -> Iterator[str]:
+    """The keys that a schema describes and a page has no row for, each in the section of its top-level key."""
+    sections = re.split(r"^## ", document, flags=re.MULTILINE)
+    (run,) = (text for text in sections if text.startswith("The run"))
+    for key, part in whole["properties"].items():
+        own = [text for text in sections if f"`{key}`" in text.partition("\n")[0]]
+        inside = list(keys(part, whole["$defs"]))
+        paths = inside if own else [key, *(f"{key}.{path}" for path in inside)]
+        rows = list(table_rows(own[0] if own else run))
+        missing = [path for path in paths if not any(has_row(path, *row) for row in rows)]
+        yield from (f"{key}.{path}" if own else path for path in missing)
+
+
+def table_rows(text: str) -> Iterator[tuple[set[str], set[str]]]:
+    """Per row of the tables, the names in its first cell, and those in all of them."""
+    for first, others in re.findall(r"^\|([^|]+)\|(.+)$", text, re.MULTILINE):
+        here, anywhere = (set(re.findall(r"`([\w.]+)`", cells)) for cells in (first, first + others))
+        yield here, anywhere
+
+
+def has_row(path: str, first: set[str], names: set[str]) -> bool:
+    """Whether a row is about this key: itself, a key of it, or what holds it with its name in the text."""
+    parent, _, last = path.rpartition(".")
+    return path in first or any(name.startswith(f"{path}.") for name in first) or (parent in first and last in names)
+
+
+def keys(part: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
+    """The keys of an object, or of those in a list, and the keys in these, with dots between them."""
+    for reference in [part, *part.get("oneOf", []), *part.get("allOf", [])]:
+        if "$ref" in reference:
+            yield from keys(definitions[reference["$ref"].rpartition("/")[2]], definitions)
+        elif reference is not part:
+            yield from keys(reference, definitions)
+    yield from keys(part["items"], definitions) if "items" in part else ()
+    for key, inner in part.get("properties", {}).items():
+        yield key
+        yield from (f"{key}.{more}" for more in keys(inner, definitions))
+
+
 # ── what the checks reject ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -240,3 +322,43 @@ def test_a_configuration_with_an_unknown_input_is_seen() -> None:
 def test_a_head_that_was_edited_is_seen() -> None:
     written = (DOCS / "reasons" / "joined.md").read_text()
     assert page(Reason.JOINED, written.replace(Reason.JOINED.remedy, "give up")) == written
+
+
+def test_a_flag_or_command_that_is_new_or_told_otherwise_is_seen() -> None:
+    def changed(
+        seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another text.")] = 0,
+    ) -> None:
+        """Another command."""
+
+    written, real = (DOCS / "flags.md").read_text(), flag_page.commands()
+    for others in (real | {"more": changed}, real | {"demo": changed}, {**real, "demo": real["explain"]}):
+        assert flag_page.page(written, others) != written
+    assert flag_page.page(written.replace("The seed of the inputs.", "A number."), real) == written
+
+
+def test_a_finding_that_is_told_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = (DOCS / "findings.md").read_text()
+    assert finding_page.page(written.replace(Condition.SCALE_SPREAD.remedy, "give up")) == written
+    monkeypatch.setattr(Condition.SCALE_SPREAD, "remedy", "give up")
+    assert finding_page.page(written) != written
+
+
+def test_a_finding_that_is_graver_than_its_page_says_is_seen() -> None:
+    source = sources().replace('Condition.SCALE_SPREAD, "note"', 'Condition.SCALE_SPREAD, "error"')
+    assert severities(source)[Condition.SCALE_SPREAD] != finding_page.SEVERITIES[Condition.SCALE_SPREAD]
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ("| `reason.blocker` |", "affines.reason.blocker"),
+        ("| `headline` |", "headline"),
+        ("| `macs_saved` |", "merges.macs_saved"),
+        ("| `contenders.batches` |", "bench.contenders.batches"),
+    ],
+)
+def test_a_key_that_the_page_of_the_report_lacks_is_seen(row: str, key: str) -> None:
+    document = (DOCS / "report.md").read_text()
+    lines = [line for line in document.splitlines() if not line.startswith(row)]
+    assert len(lines) < len(document.splitlines())
+    assert key in list(unnamed(schema(), "\n".join(lines)))

@@ -87,7 +87,7 @@ class Condition(Enum):
     SUBNORMAL = (
         "subnormal",
         "folding made a number that is too small for the full precision of its type",
-        "fold in float32 first, then convert",
+        "use a type of larger range: bnfold export writes float32 unless --dtype keep, and bfloat16 reaches as far",
         "a float16 weight of 1e-3 and a scale of 1e-3",
     )
     CANCELLATION = (
