@@ -49,6 +49,8 @@ SLOW = {
     "statistics.md",
     "how-to/pre-commit.md",
     "how-to/python.md",
+    "how-to/recalibrate.md",
+    "how-to/timm.md",
     "how-to/yolo.md",
     "reasons/hooked.md",
     "reasons/mutated-in-place.md",
