@@ -210,7 +210,7 @@ def cells(row: list[str]) -> list[str]:
 
 
 def document(found: list[list[str]]) -> str:
-    head = ["model", "folded by", "batch norms of nodes left", "difference", "`bnfold check`", "in words"]
+    head = ["model", "folded by", "batch norms among the nodes left", "difference", "`bnfold check`", "in words"]
     lines = [head, ["---"] * len(head), *map(cells, found)]
     kinds = "\n".join(f"- **{name}**. {(build.__doc__ or '').strip()}" for name, build in MODELS.items())
     wrong = [row for row in found if row[4] == "failed"]

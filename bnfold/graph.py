@@ -35,7 +35,7 @@ class Reason(Enum):
     SHARED_OUTPUT = (
         "shared-output",
         "another operator also reads the value that would change",
-        "let the other reader read a copy made by its own operator, or leave this one",
+        "duplicate the operator for the other reader, or leave this one",
     )
     NOT_LINEAR = (
         "not-linear",
@@ -45,7 +45,7 @@ class Reason(Enum):
     NO_LINEAR_PRODUCER = (
         "no-linear-producer",
         "its input does not come straight from a linear operator",
-        "move the batch norm directly behind a convolution or linear layer",
+        "move the batch norm directly behind a convolution or linear layer, and retrain",
     )
     READ_BY_NONLINEARITY = (
         "read-by-nonlinearity",
@@ -155,17 +155,17 @@ class Reason(Enum):
     JOINED = (
         "joined",
         "its output is added to, or put beside, a value that does not take the same scale",
-        "move the batch norm behind the join, or give every branch the same one",
+        "move the batch norm behind the join, or give every branch the same one, and retrain",
     )
     GATED = (
         "gated",
         "its shift cannot cross a product of two values that are computed at run time",
-        "move the batch norm in front of the gate",
+        "move the batch norm in front of the gate, and retrain",
     )
     MIXED_SIGN_MAXPOOL = (
         "mixed-sign-maxpool",
         "a scale that is not positive would turn the maximum of a pool into a minimum",
-        "move the batch norm behind the pool's next linear layer, or keep gamma positive",
+        "retrain with the batch norm in front of the pool, or with gamma kept positive",
     )
     TOO_FAR = (
         "too-far",

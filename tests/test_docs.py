@@ -55,6 +55,8 @@ SLOW = {
     "how-to/half.md",
     "how-to/pre-commit.md",
     "how-to/python.md",
+    "how-to/recalibrate.md",
+    "how-to/timm.md",
     "how-to/yolo.md",
     "reasons/hooked.md",
     "reasons/mutated-in-place.md",

@@ -59,7 +59,7 @@ class SourceFlags:
         _source("--arch-arg", metavar="KEY=VALUE", help="An argument of it, JSON or a string; repeatable."),
     ] = field(default_factory=list)
     app_dir: Annotated[
-        Path, _source("--app-dir", metavar="DIR", help="First on the import path, only with --arch.")
+        Path, _source("--app-dir", metavar="DIR", help="First on the import path, with --arch and for trusted pickles.")
     ] = Path()
     weights_key: Annotated[
         str | None,
