@@ -30,7 +30,7 @@ from peer_tables import Row, said
 from sections import busy, environment, markdown
 
 import bnfold
-from bnfold.runtime import session
+from bnfold.runtime import CannotRun, session
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Int8"
@@ -131,8 +131,11 @@ def digits(name: str, budget: float) -> list[Row]:
         ]
         tests = dict(zip(names, split.test_x, strict=True))
 
-        def score(path: Path) -> float:
-            (answers,) = session(path, threads=1)(tests).values()
+        def score(path: Path) -> float | None:
+            try:
+                (answers,) = session(path, threads=1)(tests).values()
+            except CannotRun:
+                return None
             return float(tasks.accuracy(name, answers, split.test_y))
 
         return rows(name, source, feeds, score, budget)

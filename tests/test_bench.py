@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import demo_in
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -27,8 +28,10 @@ from bnfold.benchmark import (
 )
 from bnfold.benchmark import processes as processes_room
 from bnfold.benchmark.child import FEWEST_ROUNDS, perform
+from bnfold.benchmark.processes import Processes
 from bnfold.benchmark.statistics import judge, percentile, ratio_interval
-from bnfold.errors import EnvironmentFailure, NoVerdict, UsageError
+from bnfold.cli import main
+from bnfold.errors import EnvironmentFailure, Exit, NoVerdict, UsageError
 from bnfold.model import Cost, ModelFacts
 from bnfold.verify.inputs import parse_input
 
@@ -85,6 +88,7 @@ def test_the_same_timings_give_the_same_interval() -> None:
     assert ratio_interval(timings(1.2)) == ratio_interval(timings(1.2))
 
 
+GATED = ["--gate", "bn<=8"]
 CALM = Interval(1.0, 0.995, 1.005)
 
 
@@ -105,6 +109,22 @@ def test_the_verdict_needs_an_interval_an_effect_and_a_calm_control(
     interval: Interval | None, control: Interval | None, verdict: Comparison
 ) -> None:
     assert judge(interval, control) is verdict
+
+
+@pytest.mark.parametrize(
+    ("control", "words", "code"),
+    [
+        (Interval(1.03, 1.01, 1.05), [], Exit.NO_VERDICT),
+        (Interval(1.03, 1.01, 1.05), GATED, Exit.OK),
+        (CALM, [], Exit.OK),
+    ],
+)
+def test_a_spoilt_control_is_no_verdict_unless_only_counts_are_asked_for(
+    control: Interval, words: list[str], code: Exit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "control", control)
+    demo = str(demo_in(tmp_path))
+    assert main(["bench", demo, demo, "--budget", "1", "--processes", "2", "-q", *words]) == code
 
 
 def test_a_percentile_needs_enough_timings_beyond_it() -> None:

@@ -146,6 +146,11 @@ class Benchmark:
     interrupted: bool = False
     mode: str = "default"
 
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether something was compared, and the control takes the first model for another than itself."""
+        return bool(self.comparisons) and self.control is not None and self.control.excludes_one
+
     def to_dict(self) -> dict[str, Any]:
         """What the JSON report has under `bench`, as JSON holds it: seconds and bytes."""
         found: dict[str, Any] = plain(

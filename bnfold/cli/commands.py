@@ -24,7 +24,7 @@ from bnfold.cli.flags import (
 )
 from bnfold.cli.help import Command, Commands
 from bnfold.cli.job import Job
-from bnfold.errors import UsageError
+from bnfold.errors import NoVerdict, UsageError
 from bnfold.run import CheckOptions, Run
 
 app = typer.Typer(
@@ -271,6 +271,9 @@ def bench(
             dtype=dtype,
             gates=tuple(gate),
         )
+        found = record.bench  # what is measured never decides about a gate
+        if found is not None and found.is_spoilt and not (found.interrupted or gate):
+            raise NoVerdict("no verdict: the first model does not come out equal to itself", code="control-spoilt")
 
     return Job("bench", report, work, tuple(models))
 

@@ -15,16 +15,20 @@ from torch.export import ExportedProgram
 from bnfold.errors import MissingDependency, Rejected
 from bnfold.frontends.torch.capture import first_line, quiet
 
+BFLOAT16_OPSET = 22
 KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 
 
 def to_onnx(program: ExportedProgram, *, opset: int | None = None, axes: tuple[tuple[int | str, ...], ...] = ()) -> Any:
     """The program as an `onnx_ir.Model`, unfolded; its tensors are views of the program's.
 
-    `opset` None is the exporter's own choice. `axes` names the dynamic axes, one tuple of sizes and names per input;
+    `opset` None is the exporter's own choice, or, for bfloat16, 22, where convolutions have this type. `axes` names the dynamic axes, one tuple of sizes and names per input;
     without it the first axis of the inputs is `batch`.
     Raises `Rejected` where an operator has no ONNX form, `MissingDependency` without onnxscript.
     """
+    stored = (*program.state_dict.values(), *program.constants.values())
+    if opset is None and any(isinstance(each, torch.Tensor) and each.dtype == torch.bfloat16 for each in stored):
+        opset = BFLOAT16_OPSET
     try:
         with quiet():
             exported = torch.onnx.export(
