@@ -22,8 +22,8 @@ KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 def to_onnx(program: ExportedProgram, *, opset: int | None = None, axes: tuple[tuple[int | str, ...], ...] = ()) -> Any:
     """The program as an `onnx_ir.Model`, unfolded; its tensors are views of the program's.
 
-    `opset` None is the exporter's own choice, or, for bfloat16, 22, where convolutions have this type. `axes` names the dynamic axes, one tuple of sizes and names per input;
-    without it the first axis of the inputs is `batch`.
+    `opset` None is the exporter's own choice, or, for bfloat16, 22, where convolutions have this type. `axes` names the
+    dynamic axes, one tuple of sizes and names per input; without it the first axis of the inputs is `batch`.
     Raises `Rejected` where an operator has no ONNX form, `MissingDependency` without onnxscript.
     """
     stored = (*program.state_dict.values(), *program.constants.values())
