@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx
 import pytest
 from command_line import bnfold, demo_in, validated
+from onnx import TensorProto, helper
 
 from bnfold.cli import supervised
 from bnfold.errors import Exit
@@ -99,13 +101,45 @@ def test_a_system_that_tells_nothing_of_its_memory(tmp_path: Path, monkeypatch: 
     assert supervised.supervise(["fold", str(demo_in(tmp_path)), "-q", "--no-check"]) == Exit.OK
 
 
-def test_only_what_executes_is_supervised() -> None:
+def test_only_what_reads_models_is_supervised() -> None:
     assert [word for word in ("fold", "export", "check", "bench", "inspect", "explain", "demo", "--help") if
-            supervised.is_wanted([word], {})] == ["fold", "export", "check", "bench"]  # fmt: skip
+            supervised.is_wanted([word], {})] == ["fold", "export", "check", "bench", "inspect"]  # fmt: skip
     assert not supervised.is_wanted(["fold"], {supervised.LIFELINE: "3"})
     assert not supervised.is_wanted(["fold", "--help"], {})
-    assert not supervised.is_wanted(["fold", "model.onnx", "--no-check"], {})
-    assert supervised.is_wanted(["check", "a.onnx", "b.onnx", "--no-check"], {})
+    assert supervised.is_wanted(["fold", "model.onnx", "--no-check"], {})
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["inspect", "a.onnx"], Exit.REJECTED),
+        (["fold", "a.onnx", "--no-check"], Exit.REJECTED),
+        (["fold", "a.onnx"], Exit.NO_VERDICT),
+        (["check", "a.onnx", "b.onnx"], Exit.NO_VERDICT),
+    ],
+)
+def test_a_crash_is_about_the_file_where_nothing_was_executed(words: list[str], code: Exit) -> None:
+    error = supervised._death(signal.SIGABRT, ran=supervised.executes(words))
+    assert (error.exit_code, error.code) == (code, "crashed")
+
+
+def test_a_library_that_crashes_where_it_only_reads_is_told_of(tmp_path: Path) -> None:
+    """A size below zero behind a Pad ends onnx's inference of types in an assertion, in builds that have it."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4]) for name in ("x", "y")]
+    numbers = {"pads": [0, 0, -9, 0, 0, 0], "starts": [0], "ends": [1], "axes": [2]}
+    stored = [helper.make_tensor(name, TensorProto.INT64, [len(each)], each) for name, each in numbers.items()]
+    stored.append(helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]))
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["p"], "pad"),
+        helper.make_node("Slice", ["p", "starts", "ends", "axes"], ["s"], "slice"),
+        helper.make_node("BatchNormalization", ["s", "one", "one", "one", "one"], ["y"], "bn"),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a.onnx")
+    done = bnfold("inspect", tmp_path / "a.onnx")
+    assert done.returncode in (Exit.OK, Exit.REJECTED)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == Exit.OK or "bnfold: the process that read the model died of SIGABRT" in done.stderr
 
 
 def test_the_exit_code_is_that_of_the_second(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SELDOM = 50_000
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and return the exit code.
 
-    The process's own is supervised where it executes models; one that a program passes runs in that program.
+    The process's own is supervised where it reads models; one that a program passes runs in that program.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None and supervised.is_wanted(words, os.environ):

@@ -1,8 +1,8 @@
-"""A command that executes models does so in a process of its own.
+"""A command that reads models does so in a process of its own.
 
-A runtime that crashes on a model, or takes all memory, takes that process with it. What is left says so in one
-sentence, writes the reports that were asked for, and returns an exit code of the table. Nothing heavy is imported here:
-the first process only waits.
+A runtime, or a library that only reads, that crashes on a model or takes all memory, takes that process with it. What
+is left says so in one sentence, writes the reports that were asked for, and returns an exit code of the table. Nothing
+heavy is imported here: the first process only waits.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from bnfold import children
-from bnfold.errors import BnfoldError, EnvironmentFailure, NoVerdict
+from bnfold.errors import BnfoldError, EnvironmentFailure, NoVerdict, Rejected
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
-EXECUTING = ("export", "fold", "check", "bench")
+READING = ("export", "fold", "check", "bench", "inspect")
 LIFELINE = "BNFOLD_LIFELINE"
 """In the environment of the second process: the descriptor that ends with the first one."""
 
@@ -37,10 +37,13 @@ PAUSE = 0.2
 def is_wanted(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a command line is one to be supervised, and is not yet."""
     command = next((word for word in words if not word.startswith("-")), "")
-    asked = command in EXECUTING and "--help" not in words
-    if command == "fold" and "--no-check" in words:  # folding executes nothing
-        return False
+    asked = command in READING and "--help" not in words
     return os.name == "posix" and asked and LIFELINE not in environment
+
+
+def executes(words: Sequence[str]) -> bool:
+    """Whether a command line executes models; folding and looking do not."""
+    return "inspect" not in words and not ("fold" in words and "--no-check" in words)
 
 
 def supervise(words: Sequence[str]) -> int | BnfoldError:
@@ -57,7 +60,7 @@ def supervise(words: Sequence[str]) -> int | BnfoldError:
             code = process.wait()
         finally:
             os.close(writing)
-    return exceeded or (code if code >= 0 else _death(-code))
+    return exceeded or (code if code >= 0 else _death(-code, ran=executes(words)))
 
 
 def _watched(process: Popen[bytes]) -> BnfoldError | None:
@@ -106,12 +109,12 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def _death(number: int) -> BnfoldError:
-    name = signal.Signals(number).name
+def _death(number: int, *, ran: bool) -> BnfoldError:
+    name, process = signal.Signals(number).name, f"the process that {'ran' if ran else 'read'} the model"
     if name == "SIGKILL":
-        message = "the process that ran the model was killed, as a system does that runs out of memory"
+        message = f"{process} was killed, as a system does that runs out of memory"
         return EnvironmentFailure(message, code="out-of-memory")
-    return NoVerdict(f"the process that ran the model died of {name}", code="crashed")
+    return (NoVerdict if ran else Rejected)(f"{process} died of {name}", code="crashed")
 
 
 @contextmanager

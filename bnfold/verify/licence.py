@@ -52,7 +52,8 @@ def unchanged(layer: Layer, structure: Structure, complaints: tuple[str | None, 
     else:
         kept = len(structure.before.operations.keys() & structure.after.operations.keys())
         status, affine = layer.status, None
-        because = f"inputs, outputs and types are the same, and the {kept} nodes that stay"
+        nodes = "node that stays" if kept == 1 else f"{kept} nodes that stay"
+        because = f"inputs, outputs and types are the same, and the {nodes}"
     elapsed = layer.elapsed_s + time.perf_counter() - start
     return replace(layer, status=status, because=because, affine=affine, elapsed_s=elapsed)
 
