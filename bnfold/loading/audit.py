@@ -69,7 +69,7 @@ def complaints(archive: zipfile.ZipFile) -> Iterator[str]:
         if name.startswith("models/") or name.endswith(".json"):
             yield from _json_member(archive, member, name)
         elif name.endswith(".pt"):
-            yield from _pickled_member(archive.read(member), name)
+            yield from _pickled_member(archive, member, name)
         elif name.startswith("data/aotinductor"):
             yield f"it holds compiled code ({name})"
         elif name.startswith("data/constants/") and not re.fullmatch(r"data/constants/tensor_\d+", name):
@@ -104,11 +104,12 @@ def _payloads(document: Any, name: str) -> Iterator[str]:
             yield f"the tensor {key!r} names the file {entry.get('path_name')!r}"
 
 
-def _pickled_member(data: bytes, name: str) -> Iterator[str]:
+def _pickled_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Iterator[str]:
     """Sample inputs: nothing, or a torch.save archive of plain tensors."""
-    if not data:
+    if not member.file_size:
         return
     try:
+        data = archive.read(member)
         with zipfile.ZipFile(BytesIO(data)) as inner:
             if (complaint := next(contradictions(inner, BytesIO(data)), None)) is not None:
                 raise ValueError(complaint)
