@@ -92,10 +92,10 @@ def rows(name: str, source: Path, feeds: Sequence[Mapping[str, Any]], score: Any
         except bnfold.NoVerdict as refusal:
             found[1]["failure"] = str(refusal)
             return found
+        by_file = dict(zip(map(str, files.values()), found[1:], strict=True))
         for pair in benchmark.comparisons:
             if pair.options == benchmark.mode:
-                one = found[1 + [str(path) for path in files.values()].index(pair.b)]
-                one[pair.options] = [pair.ratio, pair.low, pair.high, str(pair.verdict)]
+                by_file[pair.b][pair.options] = [pair.ratio, pair.low, pair.high, str(pair.verdict)]
     print(table(found), file=sys.stderr, flush=True)
     return found
 

@@ -14,18 +14,19 @@ counted, since the system may drop it at any time.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from bnfold.cli.supervised import family
 
 NORM = ("gamma", "beta", "mean", "variance")
 LOW, HIGH = (0.5, -1, -1, 0.5), (1.5, 1, 1, 1.5)
@@ -97,7 +98,7 @@ def peak_of(arguments: list[str], program: tuple[str, ...] = ("-m", "bnfold")) -
     command = [sys.executable, *program, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while process.poll() is None:
-            peak = max(peak, sum(map(_anonymous, _family(process.pid))))
+            peak = max(peak, sum(map(_anonymous, family(process.pid))))
             time.sleep(0.01)
         output = process.stdout.read() if process.stdout else ""
     return {
@@ -107,15 +108,6 @@ def peak_of(arguments: list[str], program: tuple[str, ...] = ("-m", "bnfold")) -
         "peak_anonymous_bytes": peak,
         "said": output.strip().splitlines(),
     }
-
-
-def _family(process: int) -> Iterator[int]:
-    """A process and what it started, and so on; those that are gone meanwhile are left out."""
-    yield process
-    for children in Path(f"/proc/{process}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in children.read_text().split():
-                yield from _family(int(child))
 
 
 def _anonymous(process: int) -> int:

@@ -241,9 +241,7 @@ def write_onnx(path: Path, model: Any) -> tuple[Path, ...]:
         if not data:
             _put(file, path)
             return (path,)
-        target = path.with_name(data[0].name)
-        _put_both(file, path, data[0], target, digest)
-        return (path, target)
+        return (path, _put_both(file, path, data[0], digest))
 
 
 def _enough_space(path: Path, needed: int) -> None:
@@ -255,8 +253,10 @@ def _enough_space(path: Path, needed: int) -> None:
         raise EnvironmentFailure(message, code="no-space")
 
 
-def _put_both(model: Path, path: Path, data: Path, target: Path, digest: str) -> None:
-    """Put the data where the model will look for it, then the model. If that is not put there, new data goes again."""
+def _put_both(model: Path, path: Path, data: Path, digest: str) -> Path:
+    """Put the data where the model will look for it, which is returned, then the model. If that is not put there, new
+    data goes again."""
+    target = path.with_name(data.name)
     is_there = target.exists() and sha256(target) == digest
     if target.exists() and not is_there:  # an input, perhaps, that was named to be in the way
         message = f"{target} is in the way: it has the name of the data of {path}, and is not that"
@@ -269,6 +269,7 @@ def _put_both(model: Path, path: Path, data: Path, target: Path, digest: str) ->
         if model.exists() and not data.exists():
             target.unlink(missing_ok=True)
         raise
+    return target
 
 
 def write_program(path: Path, program: Any) -> tuple[Path, ...]:

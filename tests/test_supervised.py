@@ -116,6 +116,7 @@ def test_only_what_reads_models_is_supervised() -> None:
         (["fold", "a.onnx", "--no-check"], Exit.REJECTED),
         (["fold", "a.onnx"], Exit.NO_VERDICT),
         (["check", "a.onnx", "b.onnx"], Exit.NO_VERDICT),
+        (["check", "inspect", "fold"], Exit.NO_VERDICT),
     ],
 )
 def test_a_crash_is_about_the_file_where_nothing_was_executed(words: list[str], code: Exit) -> None:
@@ -160,5 +161,5 @@ def test_what_lies_beside_a_model_is_never_imported(name: str, tmp_path: Path) -
 
 def test_memory_is_that_of_all_processes(tmp_path: Path) -> None:
     with busy(tmp_path) as (process, second):
-        family = set(supervised._family(process.pid))
+        family = set(supervised.family(process.pid))
         assert {process.pid, second, *children(second)} <= family

@@ -36,14 +36,18 @@ PAUSE = 0.2
 
 def is_wanted(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a command line is one to be supervised, and is not yet."""
-    command = next((word for word in words if not word.startswith("-")), "")
-    asked = command in READING and "--help" not in words
+    asked = _command(words) in READING and "--help" not in words
     return os.name == "posix" and asked and LIFELINE not in environment
 
 
 def executes(words: Sequence[str]) -> bool:
     """Whether a command line executes models; folding and looking do not."""
-    return "inspect" not in words and not ("fold" in words and "--no-check" in words)
+    command = _command(words)
+    return command != "inspect" and not (command == "fold" and "--no-check" in words)
+
+
+def _command(words: Sequence[str]) -> str:
+    return next((word for word in words if not word.startswith("-")), "")
 
 
 def supervise(words: Sequence[str]) -> int | BnfoldError:
@@ -72,7 +76,7 @@ def _watched(process: Popen[bytes]) -> BnfoldError | None:
         if time.monotonic() > end:
             os.killpg(process.pid, signal.SIGKILL)
             return NoVerdict(f"the model ran for more than {MOST_SECONDS:g} s", code="limit", hint=_LIFTED)
-        if sum(map(_resident, _family(process.pid))) > most:
+        if sum(map(_resident, family(process.pid))) > most:
             os.killpg(process.pid, signal.SIGKILL)
             return NoVerdict(f"the model took more than {most / 2**30:.3g} GB", code="limit", hint=_LIFTED)
         with suppress(TimeoutExpired):
@@ -88,16 +92,15 @@ def _installed() -> float:
     return float(PAGESIZE * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else inf
 
 
-def _family(pid: int) -> Iterator[int]:
-    """A process and those that it started, where the system tells them."""
+def family(pid: int) -> Iterator[int]:
+    """A process and those that any of its threads started, and so on, where the system tells them in /proc; those that
+    are gone meanwhile are left out."""
     yield pid
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            started = file.read().split()
-    except OSError:
-        return
-    for each in started:
-        yield from _family(int(each))
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                for each in file.read().split():
+                    yield from family(int(each))
 
 
 def _resident(pid: int) -> int:
