@@ -6,8 +6,9 @@
     python tests/random_files.py --dialect safetensors --count 30000          mostly their headers
 
 A file is wrong if anything but a `BnfoldError` is raised, if it takes more than `SECONDS`, if memory grows by more than
-`GROWTH` bytes, or if what is folded cannot be read again. The tally says how far the files came. A seed gives the same
-file on every machine.
+`GROWTH` bytes, or if what is folded cannot be read again. One that ends the process (a library in C++ that aborts) is
+given to `bnfold fold --no-check`, which must say so in one sentence, end in 4 and write nothing. The tally says how far
+the files came. A seed gives the same file on every machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -410,6 +412,22 @@ def check_many(seeds: Iterable[int], dialect: str) -> Files:
     return tally
 
 
+def killed(seed: int, dialect: str) -> Files:
+    """What the command line says of a file that ends the process that reads it."""
+    tally = Files(Counter([dialect]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(MAKERS[dialect](seed, np.random.default_rng(seed)))
+        command = [sys.executable, "-m", "bnfold", "fold", "--no-check", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        *_, sentence = said.stderr.splitlines() or [""]
+        if said.returncode == 4 and " died of " in sentence and list(Path(folder).iterdir()) == [path]:
+            tally.reached[f"refused: crashed (seed {seed})"] += 1
+        else:
+            tally.wrong.append(f"{dialect} {seed}: exit {said.returncode}: {said.stderr!r}")
+    return tally
+
+
 def _show(seed: int, dialect: str) -> None:
     sys.stdout.buffer.write(MAKERS[dialect](seed, np.random.default_rng(seed)))
 
@@ -417,7 +435,7 @@ def _show(seed: int, dialect: str) -> None:
 FAULTS: Mapping[str, Fault] = {
     "what the checker refuses is let through": (onnx.checker, "check_model", lambda model: None),
 }
-CAMPAIGN = Campaign(FAULTS, check_many, tuple(MAKERS), fault_dialect="structure")
+CAMPAIGN = Campaign(FAULTS, check_many, tuple(MAKERS), fault_dialect="structure", killed=killed)
 
 if __name__ == "__main__":
     sys.exit(CAMPAIGN.main(__doc__, _show))

@@ -14,9 +14,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import Queue
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -55,6 +57,32 @@ class Tally:
 CheckMany = Callable[[Iterable[int], str], Tally]
 
 
+def killed(seed: int, dialect: str) -> Tally:
+    """The tally of a seed that ends the process that checks it."""
+    return Tally(wrong=[f"{dialect} {seed}: the process died"])
+
+
+class Worker:
+    """A process that checks seeds; another one takes its place when a seed has ended it."""
+
+    def __init__(self, campaign: Campaign, dialect: str) -> None:
+        self.campaign, self.dialect = campaign, dialect
+        self.pool = ProcessPoolExecutor(1)
+
+    def check(self, seeds: range) -> Tally:
+        """The tally of these seeds. Where the process dies, each is checked by itself, to find which one it was."""
+        try:
+            return self.pool.submit(self.campaign.check_many, seeds, self.dialect).result()
+        except BrokenProcessPool:
+            self.pool = ProcessPoolExecutor(1)
+        if len(seeds) == 1:
+            return self.campaign.killed(seeds[0], self.dialect)
+        first, *others = (self.check(range(seed, seed + 1)) for seed in seeds)
+        for other in others:
+            first.add(other)
+        return first
+
+
 @contextmanager
 def planted(fault: Fault) -> Iterator[None]:
     """bnfold with one fault."""
@@ -66,7 +94,8 @@ def planted(fault: Fault) -> Iterator[None]:
 class Campaign:
     """The faults that can be planted, how the graphs of some seeds are checked in one dialect, and which there are.
 
-    `only_in` names the dialect in which a fault can be seen, where that is not `fault_dialect`.
+    `only_in` names the dialect in which a fault can be seen, where that is not `fault_dialect`. `killed` says what a
+    seed comes to that ends the process; else it is wrong.
     """
 
     faults: Mapping[str, Fault]
@@ -74,6 +103,7 @@ class Campaign:
     dialects: tuple[str, ...]
     fault_dialect: str = MIXED
     only_in: Mapping[str, str] = field(default_factory=dict)
+    killed: Callable[[int, str], Tally] = killed
 
     def until_found(self, name: str, most: int, seed: int = 0, dialect: str | None = None) -> int | None:
         """How many graphs it takes to find the fault of this name; None where `most` do not."""
@@ -95,7 +125,7 @@ class Campaign:
             show(seed, options.dialect)
         start = time.monotonic()
         total: Tally | None = None
-        for done, tally in enumerate(self._in_parallel(seeds, options.dialect, options.jobs), start=1):
+        for done, tally in enumerate(self.in_parallel(seeds, options.dialect, options.jobs), start=1):
             total = total or type(tally)()
             total.add(tally)
             if tally.wrong or done % 20 == 0:
@@ -114,10 +144,22 @@ class Campaign:
         parser.add_argument("--faults", action="store_true", help="plant each fault, count graphs until it is found")
         return parser
 
-    def _in_parallel(self, seeds: range, dialect: str, jobs: int) -> Iterator[Tally]:
-        chunks = [seeds[first : first + CHUNK] for first in range(0, len(seeds), CHUNK)]
-        with ProcessPoolExecutor(jobs) as pool:
-            yield from pool.map(self.check_many, chunks, [dialect] * len(chunks))
+    def in_parallel(self, seeds: range, dialect: str, jobs: int) -> Iterator[Tally]:
+        workers = Queue[Worker]()
+        for _ in range(jobs):
+            workers.put(Worker(self, dialect))
+
+        def check(chunk: range) -> Tally:
+            worker = workers.get()
+            try:
+                return worker.check(chunk)
+            finally:
+                workers.put(worker)
+
+        with ThreadPoolExecutor(jobs) as threads:
+            yield from threads.map(check, [seeds[first : first + CHUNK] for first in range(0, len(seeds), CHUNK)])
+        while not workers.empty():
+            workers.get().pool.shutdown()
 
     def _print_faults(self, most: int, seed: int) -> int:
         print("| fault | graphs until found |\n| --- | --- |", flush=True)

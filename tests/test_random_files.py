@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import random_files
-from random_files import CAMPAIGN, MAKERS, check_many
+from random_files import CAMPAIGN, MAKERS, check_many, killed
+from random_harness import Campaign, Tally
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the limits are those of POSIX")
 
@@ -47,3 +52,27 @@ def test_a_file_that_takes_too_long_or_too_much_is_wrong(monkeypatch: pytest.Mon
     monkeypatch.setattr(random_files, "stage", lambda path: "read")
     monkeypatch.setattr(random_files, "GROWTH", -1)
     assert "bytes more" in check_many([0], "safetensors").wrong[0]
+
+
+def _dies_of_3(seeds: Iterable[int], dialect: str) -> Tally:
+    for seed in seeds:
+        if seed == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return Tally(Counter(seeds=len(list(seeds))))
+
+
+def test_a_campaign_goes_on_after_a_seed_that_ends_its_process() -> None:
+    total = Tally()
+    for tally in Campaign({}, _dies_of_3, ("onnx",)).in_parallel(range(5), "onnx", 1):
+        total.add(tally)
+    assert (total.counts["seeds"], total.wrong) == (4, ["onnx 3: the process died"])
+
+
+ENDS_THE_PROCESS = 40022
+"""A size below zero behind a Pad, and a Slice of it: onnx's inference of shapes aborts."""
+
+
+def test_a_file_that_ends_the_process_is_one_sentence_on_the_command_line() -> None:
+    tally = killed(ENDS_THE_PROCESS, "onnx")
+    assert (tally.wrong, sum(tally.reached.values())) == ([], 1)
+    assert killed(20_000, "onnx").wrong, "a file that folds was no such file"
