@@ -78,11 +78,14 @@ def unfolded(
             raise UsageError(f"{loaded.path} is ONNX already: its opset is kept", code="opset-kept")
         return loaded.model, None
     from bnfold.frontends import torch
-    from bnfold.verify.inputs import parse_input
+    from bnfold.verify.inputs import HALF, parse_input
 
     with run.stage("export"):
         program = as_program(loaded, source, run_options)
         if dtype == "float32" and torch.is_half(program):
+            if half := [text for text in run_options.inputs if parse_input(text).dtype in HALF]:
+                message = f"--input {half[0]} is in half precision, and the export is in float32"
+                raise UsageError(message, code="bad-input", hint="leave the type out, or --dtype keep")
             program = torch.as_float32(program)
             run.warn(
                 "converted", "the model is stored in half precision and exported in float32 (--dtype keep: as it is)"
@@ -113,6 +116,12 @@ def exported(program: Any, opset: int | None, axes: tuple[tuple[int | str, ...],
     if opset is not None and model.opset_imports[""] != opset:
         message = f"torch's exporter writes opset {model.opset_imports['']} of this model, not {opset}"
         raise Rejected(message, code="opset-unavailable", hint=f"--opset {model.opset_imports['']}")
+    if mixed := onnx.mixed_types(model):
+        raise Rejected(
+            f"the program has no valid ONNX form, since its types do not go together: {mixed}",
+            code="mixed-types",
+            hint="give the example inputs the type of the weights",
+        )
     onnx.normalise(model)
     onnx.tidy(model)
     return model

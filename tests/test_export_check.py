@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from command_line import bnfold
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bnfold.dialects import onnx_dialect, torch_dialect
+from bnfold.errors import Exit
 from bnfold.frontends import torch as frontend
 from bnfold.run import RunOptions
 from bnfold.verification import Side
@@ -85,3 +88,30 @@ def test_the_program_itself_keeps_its_scalars() -> None:
     before = [(node.args, node.kwargs) for node in program.graph.nodes]
     frontend.as_exported(program)
     assert [(node.args, node.kwargs) for node in program.graph.nodes] == before
+
+
+def _bfloat16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
+    """The command that exports a linear network whose weights are stored in bfloat16."""
+    (folder / "linear_net.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))\n"
+    )
+    monkeypatch.chdir(folder)
+    torch.save(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).bfloat16().state_dict(), folder / "net.pt")
+    return ["export", "net.pt", "--arch", "linear_net:net", "-q"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "sentence"),
+    [
+        (("-i", "2,3:float32", "--dtype", "keep"), Exit.REJECTED, "its types do not go together"),
+        (("-i", "2,3:bfloat16"), Exit.USAGE, "the export is in float32"),
+        (("-i", "2,3:bfloat16", "--dtype", "keep"), Exit.OK, ""),
+        (("-i", "2,3"), Exit.OK, ""),
+    ],
+)
+def test_an_input_of_another_type_than_the_weights(
+    flags: tuple[str, ...], code: Exit, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = bnfold(*_bfloat16(tmp_path, monkeypatch), *flags)
+    assert (ran.returncode, (tmp_path / "net.onnx").exists()) == (code, code is Exit.OK), ran.stderr
+    assert sentence in ran.stderr

@@ -27,7 +27,8 @@ from bnfold.verify.result import ProbeRecord
 Array = NDArray[Any]
 Sizes = Mapping[str, int]
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+HALF = ("float16", "bfloat16")
+FLOATS = (*HALF, "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 

@@ -19,7 +19,7 @@ from bnfold.frontends.onnx.graph import OnnxGraph
 from bnfold.frontends.onnx.identity import annotate, decides, identity
 from bnfold.frontends.onnx.normalise import normalise, tidy
 from bnfold.frontends.onnx.reading import from_bytes, from_proto, read
-from bnfold.frontends.onnx.validity import complaint
+from bnfold.frontends.onnx.validity import complaint, mixed_types
 from bnfold.frontends.onnx.writing import is_one_file, is_written, save, to_bytes, to_proto
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "in_parts",
     "is_one_file",
     "is_written",
+    "mixed_types",
     "normalise",
     "read",
     "save",

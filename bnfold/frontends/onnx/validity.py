@@ -27,6 +27,15 @@ def complaint(model: ir.Model) -> str | None:
     return None
 
 
+def mixed_types(model: ir.Model) -> str | None:
+    """What onnx's inference says of a node whose inputs have types that do not go together; None if all do."""
+    try:
+        onnx.shape_inference.infer_shapes(ir.to_proto(_light(model)), check_type=True)
+    except onnx.shape_inference.InferenceError as error:
+        return str(error).strip().splitlines()[0].removeprefix("[ShapeInferenceError] ")
+    return None
+
+
 def _light(model: ir.Model) -> ir.Model:
     light = model.clone()
     graph = light.graph
