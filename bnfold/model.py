@@ -47,7 +47,7 @@ class Step:
     `inputs` and `outputs` are values by name, less those that are stored or are sizes. `key` is a digest of all
     else: operator, attributes, stored numbers, and which input stands where. `decides` says that it rounds or decides
     on a floating-point input. `terms` counts the products behind one result where the operator is linear with stored
-    weights, and is 0 elsewhere.
+    weights, and is 0 elsewhere. `module` is the path of the module that it came from, where the graph says so.
     """
 
     name: str
@@ -57,6 +57,10 @@ class Step:
     key: Callable[[], str]
     decides: bool = False
     terms: int = 0
+    module: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name}" + (f" (module {self.module})" if self.module else "")
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Piece:
 
     def __str__(self) -> str:
         first, last = next((step for step in self.steps if step.inputs), self.steps[0]), self.steps[-1]
-        return f"{first.op} {first.name}" + ("" if first is last else f" … {last.op} {last.name}")
+        return str(first) + ("" if first is last else f" … {last}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,7 +194,7 @@ class Local:
             if step.terms and step.inputs[0] in self.both.candidate.sketches:
                 excess = self._excess(step)
                 if excess > 1:
-                    because = f"{step.op} {step.name} is {excess:.3g} times as far from float64 as arithmetic can be"
+                    because = f"{step} is {excess:.3g} times as far from float64 as arithmetic can be"
                     return Failing(stretch, excess, 1.0, because)
         return None
 

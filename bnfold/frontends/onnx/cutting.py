@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.frontends.onnx import walking
+from bnfold.frontends.onnx import sites, walking
 from bnfold.frontends.onnx.constants import constant_tensor, known_types
 from bnfold.frontends.onnx.identity import DECIDING
 from bnfold.model import Arrays, Step
@@ -62,7 +62,8 @@ class Cutting:
         inputs = tuple(dict.fromkeys(value.name or "" for value in read))
         judges = _judges(node) and any(value is not None and value.name in self.floats for value in node.inputs)
         outputs = tuple(value.name or "" for value in node.outputs)
-        return Step(name, node.op_type, inputs, outputs, partial(self._key, node, inputs, sizes), judges, _terms(node))
+        key = partial(self._key, node, inputs, sizes)
+        return Step(name, node.op_type, inputs, outputs, key, judges, _terms(node), sites.module(node))
 
     def _key(self, node: ir.Node, inputs: Sequence[str], sizes: Arrays) -> str:
         """All that a node does, in a digest."""

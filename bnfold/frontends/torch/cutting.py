@@ -24,6 +24,7 @@ from bnfold.frontends.torch.calls import CONVOLUTIONS, TRANSPOSED
 from bnfold.frontends.torch.capture import quiet
 from bnfold.frontends.torch.casting import as_float64
 from bnfold.frontends.torch.deciding import DECIDING
+from bnfold.frontends.torch.places import module_path
 from bnfold.frontends.torch.program import STORED
 from bnfold.frontends.torch.running import refused, to_array, to_tensor, watched
 from bnfold.model import Arrays, Runner, Step
@@ -123,7 +124,8 @@ class Cutting:
         judges = _judges(node) and any(each.name in self.floats for each in read)
         inputs = tuple(each.name for each in read)
         terms = self._terms(node) if len(read) == 1 else 0
-        return Step(node.name, bare_name(node), inputs, (node.name,), partial(self._key, node, sizes), judges, terms)
+        key = partial(self._key, node, sizes)
+        return Step(node.name, bare_name(node), inputs, (node.name,), key, judges, terms, module_path(node))
 
     def _is_stored(self, node: fx.Node) -> bool:
         return node in self._specs and self._specs[node].kind in STORED
