@@ -81,7 +81,8 @@ class Same:
             return Reason.CHANNELS_MIXED
         if self.positive and not (affine.scale > 0).all():
             return self.because
-        stays = all((affine.scale * value + affine.shift == value).all() for value in self.fixes)
+        with np.errstate(all="ignore"):  # what is not finite does not stay
+            stays = all((affine.scale * value + affine.shift == value).all() for value in self.fixes)
         return None if stays else self.because
 
 
@@ -235,9 +236,13 @@ class Concat:
         if any(affine.axis not in (None, self.axis) for affine in known):
             return Reason.JOINED
         sizes = [size for size in self.sizes if isinstance(size, int)]
-        if len(sizes) != len(self.sizes) or any(
-            affine is not None and affine.axis is not None and affine.channels != size
-            for affine, size in zip(affines, sizes, strict=True)
+        if (
+            len(sizes) != len(self.sizes)
+            or sum(sizes) > LARGEST_RUN
+            or any(
+                affine is not None and affine.axis is not None and affine.channels != size
+                for affine, size in zip(affines, sizes, strict=True)
+            )
         ):
             return Reason.AXIS_UNKNOWN
         return (ChannelAffine.stacked(list(zip(affines, sizes, strict=True)), self.axis),)

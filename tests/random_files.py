@@ -36,6 +36,7 @@ import onnx
 import random_onnx_graphs
 from onnx import AttributeProto, TensorProto
 from random_harness import Campaign, Fault, Tally, Wrong
+from random_onnx_scope import Undrawable
 
 from bnfold.errors import BnfoldError
 from bnfold.frontends import onnx as frontend
@@ -96,8 +97,11 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 @cache
 def drawn(seed: int) -> bytes:
-    """A model of `random_onnx_graphs.py`."""
-    return random_onnx_graphs.draw(seed).model.SerializeToString()
+    """A model of `random_onnx_graphs.py`; another one where it has none for this seed."""
+    try:
+        return random_onnx_graphs.draw(seed).model.SerializeToString()
+    except Undrawable:
+        return drawn(seed + (1 << 20))
 
 
 def onnx_file(seed: int, random: Random) -> bytes:

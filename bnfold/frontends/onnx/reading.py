@@ -39,6 +39,8 @@ TYPED: dict[int, str] = {
 """Where numbers lie that are not raw; all others in `int32_data`, several in one where they have less than 6 bits."""
 PARTS: dict[int, int] = {onnx.TensorProto.COMPLEX64: 2, onnx.TensorProto.COMPLEX128: 2}
 PROTOBUF_LIMIT = 1 << 31
+COUNTABLE = 1 << 59
+"""More numbers than an address space has bytes for."""
 
 
 def read(path: Path, linked: Sequence[Path] = (), *, limits: bool = True, checked: bool = True) -> ir.Model:
@@ -206,6 +208,8 @@ def _complaint(tensor: onnx.TensorProto, apart: memoryview | None) -> str | None
     count, bits = prod(tensor.dims), bits_of(tensor)
     if min(tensor.dims, default=0) < 0:
         return "a size below zero"
+    if prod(size or 1 for size in tensor.dims) >= COUNTABLE:  # which no array may have, not even where another is 0
+        return "sizes beyond what can be counted"
     if bits is None and tensor.data_type != onnx.TensorProto.STRING:
         return "no type that ONNX knows"
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
