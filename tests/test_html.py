@@ -224,6 +224,67 @@ def test_what_stood_there_before_and_what_does_now(outcome: Outcome, before: lis
     assert html.chain(facts) == (before, after)
 
 
+def _in(module: str | None, outcome: Outcome) -> Outcome:
+    return replace(outcome, site=replace(outcome.site, module=module))
+
+
+@pytest.mark.parametrize(
+    ("modules", "parts"),
+    [
+        (("stem", "layer1.0.bn1", "layer1.1.bn1", "layer2.bn"), ["stem", "layer1", "layer2"]),
+        (("f.a.bn", "f.a.bn2", "f.b.bn", "f.c"), ["f.a", "f.b", "f.c"]),
+        (("a", "b.0", "c", None), ["a", "b", "c", "in no module"]),
+        (("a.x", "a.y"), []),
+        ((None, None, None), []),
+    ],
+)
+def test_the_parts_of_a_network(modules: tuple[str | None, ...], parts: list[str]) -> None:
+    run = full_run(*(_in(module, folded(str(index))) for index, module in enumerate(modules)))
+    tree = lxml_html.document_fromstring(rendered(run))
+    tables = [table for table in tree.iter("table") if "Part by part" in table.findtext("caption", "")]
+    assert [row.findtext("th") for table in tables for row in table.iter("tr")][len(tables) :] == parts
+
+
+def test_the_counts_of_a_part() -> None:
+    run = full_run(
+        _in("a.1", folded("1")),
+        _in("a.2", left("2")),
+        _in("b", folded("3")),
+        _in("b", elementwise("4", Reason.NOT_LINEAR)),
+        _in("c", folded("5")),
+    )
+    merge = Merged("merge-branches", Site("conv3", "Conv", "b.x"), (Site("conv4", "Conv"),) * 2, 100, 10, None, 1.5)
+    run.fold = replace(run.fold, merges=(merge,))  # type: ignore[type-var]
+    rows = [" ".join(row.itertext()) for row in lxml_html.document_fromstring(rendered(run)).iter("tr")]
+    assert [" ".join(row.split()) for row in rows if row.split()[0] in ("a", "b", "c")] == [
+        "a 2 1 0 0 0",
+        "b 1 0 1 1 2",
+        "c 1 0 0 0 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (Comparison.FASTER, "1.5 times as fast [1.4, inf]"),
+        (Comparison.NO_MEASURABLE_DIFFERENCE, "as fast as before, as far as can be measured"),
+        (Comparison.NO_VERDICT, "no verdict on speed"),
+    ],
+)
+def test_the_first_lines_tell_the_speed(verdict: Comparison, said: str) -> None:
+    run = rich_run()
+    run.bench = benchmark(verdict)
+    badges = lxml_html.document_fromstring(rendered(run)).find_class("badges")[0]
+    assert badges[-1].text_content() == said
+
+
+def test_the_second_layer_of_a_name_compares_the_export() -> None:
+    layers = (Layer("L2", Status.PASS, "equal", 1e-16, 1e-11), Layer("L2", Status.PASS, "export", 1e-16, 1e-11))
+    text = rendered(Run("export", check=replace(verification(), layers=layers)))
+    assert "L2 export" in text
+    assert text.count(html.EXPORT) == text.count(html.LAYERS["L2"]) == 1
+
+
 def test_the_same_report_gives_the_same_bytes(rich_page: str) -> None:
     facts = document(report_of(rich_run()))
     assert html.page(facts) == rich_page

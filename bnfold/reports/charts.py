@@ -74,10 +74,14 @@ def limits(check: Facts) -> str | None:
 
 
 def _measured(check: Facts) -> Iterator[Measured]:
-    """What has a number and a limit; an output is held to the limit of L4."""
+    """What has a number and a limit; an output is held to the limit of L4. A layer that is there a second time compares
+    an export with its program."""
+    seen: set[str] = set()
     for layer in check["layers"]:
+        name = f"{layer['layer']} export" if layer["layer"] in seen else layer["layer"]
+        seen.add(layer["layer"])
         if _has(layer["figure"]) and _positive(layer["limit"]):
-            yield Measured(layer["layer"], float(layer["figure"]), float(layer["limit"]), layer["status"])
+            yield Measured(name, float(layer["figure"]), float(layer["limit"]), layer["status"])
     ends = [layer for layer in check["layers"] if layer["layer"] == "L4" and _positive(layer["limit"])]
     for output in check["outputs"] if ends else ():
         if _has(ratio := output["ratio"]):

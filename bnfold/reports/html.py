@@ -10,7 +10,7 @@ import base64
 import hashlib
 import math
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, takewhile
 
@@ -30,6 +30,7 @@ ROW = 500
 """About what a row takes without its names."""
 MAX_OTHERS = 200
 """Rows of any other table."""
+FEWEST_PARTS = 3
 MAX_NAME, MAX_NAMES, MAX_SENTENCE = 100, 3, 400
 
 COUNTS = (
@@ -47,6 +48,8 @@ LAYERS = {
     "L4": "both models in the runtime",
     "L5": "both with the runtime's own optimisations",
 }
+EXPORT = "the ONNX model and the torch program, in float64"
+"""What a layer compares that is there a second time."""
 # A colour of the page, and the sign that says the same without it.
 SIGNS = {
     **dict.fromkeys(("ok", "pass", "proved", "verified", "folded"), ("good", "✓")),
@@ -73,6 +76,8 @@ def page(facts: Facts) -> str:
         script_digest=f"sha256-{digest}",
         failures=list(_failures(facts)),
         counts=list(_counts(facts["summary"])),
+        parts=list(_parts(facts["affines"], facts["merges"])),
+        speed=_speed(facts["bench"]),
         reasons=list(_reasons(facts["affines"])),
         shown=shown,
         weights=charts.changed(facts["affines"], "spread"),
@@ -118,6 +123,45 @@ def _change(before: int, after: int | None) -> str:
     if after is None or before == 0:
         return ""
     return "the same" if before == after else f"{100 * (after / before - 1):+.3g} %".replace("-", "−")
+
+
+def _parts(affines: Sequence[Facts], merges: Sequence[Facts]) -> Iterator[tuple[str, Facts]]:
+    """Each part of the network, by the first names of its modules, and what stood and stands there.
+
+    As many names as it takes to tell `FEWEST_PARTS` apart. Nothing where the model does not say which modules it has.
+    """
+    paths = [tuple(each["module"].split(".")) for each in (*affines, *merges) if each["module"]]
+    depths = range(1, 1 + max(map(len, paths), default=0))
+    told = (depth for depth in depths if len({path[:depth] for path in paths}) >= FEWEST_PARTS)
+    depth = next(told, None)
+    if depth is None:
+        return
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for each in affines:
+        kind = "norms" if each["batch_norm"] else "others"
+        part = found[_part(each, depth)]
+        part[kind] += 1
+        part[f"{kind} after"] += each["outcome"] != "folded"
+    for each in merges:
+        found[_part(each, depth)]["merged"] += len(each["nodes"])
+    yield from found.items()
+
+
+def _part(one: Facts, depth: int) -> str:
+    """The part of the network that an affine or a merge belongs to."""
+    return short(".".join(one["module"].split(".")[:depth])) if one["module"] else "in no module"
+
+
+def _speed(bench: Facts | None) -> str | None:
+    """What was measured first, in a few words: the last model against the first, as the runtime runs it by default."""
+    if not bench or not bench["comparisons"]:
+        return None
+    first = bench["comparisons"][0]
+    if first["verdict"] in ("faster", "slower"):
+        return f"{figure(first['ratio'])} times as fast [{figure(first['low'])}, {figure(first['high'])}]"
+    return {"no_measurable_difference": "as fast as before, as far as can be measured"}.get(
+        first["verdict"], "no verdict on speed"
+    )
 
 
 def _shown(affines: Sequence[Facts]) -> list[Facts]:
@@ -222,6 +266,7 @@ ENVIRONMENT.filters |= {
 }
 ENVIRONMENT.globals |= {
     "LAYERS": LAYERS,
+    "EXPORT": EXPORT,
     "SIGNS": SIGNS,
     "VERDICTS": {verdict.value: words for verdict, words in VERDICT_WORDS.items()},
     "MOST": MAX_OTHERS,
