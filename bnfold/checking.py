@@ -13,7 +13,7 @@ from bnfold.folding import FoldOptions
 from bnfold.loading import Loaded, Source
 from bnfold.outcome import FoldReport
 from bnfold.reports import certificate as certificates
-from bnfold.run import CheckOptions, Run, RunOptions
+from bnfold.run import MODELS_NOT_READ, CheckOptions, Run, RunOptions
 from bnfold.verification import Side, check_folded, check_models, derived_again, enforce
 from bnfold.verify.meters import Tolerance
 from bnfold.verify.result import Layer, Status, Verdict, Verification
@@ -68,7 +68,7 @@ def run_verify_certificate(
     given = certificates.read(path)
     if reference is None or candidate is None:
         run.warn(
-            "models-not-read",
+            MODELS_NOT_READ,
             f"{path} is a certificate that does not contradict itself; nothing is shown of any model: name REFERENCE "
             "and CANDIDATE to derive it again",
         )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import numpy as np
+
 from bnfold.algebra import ChannelAffine
 from bnfold.combining import cancellation, work
 from bnfold.graph import Graph, N, Reading, Reason, Refusal, Site, V
@@ -35,6 +37,7 @@ class FoldOptions:
     merge: Literal["auto", "never"] = "auto"
 
 
+@np.errstate(all="ignore")  # who takes the numbers in refuses what is not finite
 def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport:
     """Fold every affine of the graph that can be folded exactly, and merge linear operators, in place; and say what
     became of each."""

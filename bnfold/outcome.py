@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from bnfold.display import plain, some, table
@@ -240,9 +241,15 @@ class FoldReport:
     def raise_if_unfolded(self, accept: Iterable[str] = ()) -> None:
         """Raise `PolicyViolation` if a batch norm is left for a reason that `accept` does not name."""
         if left := self.unaccepted(accept):
-            codes = Counter(o.refusal.reason.code for o in left if o.refusal)
-            found = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-            raise PolicyViolation(f"{len(left)} of {len(self.norms)} batch norms are left: {found}")
+            pairs = sorted((o.refusal.reason.code, titled(o.site)) for o in left if o.refusal)
+            named = {code: [name for _, name in group] for code, group in groupby(pairs, itemgetter(0))}
+            found = ", ".join(f"{len(names)} {code} ({some(names)})" for code, names in named.items())
+            others = self.left - len(left)
+            more = f"; {others} more for reasons that are accepted" if others else ""
+            raise PolicyViolation(
+                f"{len(left)} of {len(self.norms)} batch norms are left: {found}{more}",
+                hint=f"what to do: bnfold explain {min(named)}; to let it pass: --accept {min(named)}",
+            )
 
     def __repr__(self) -> str:
         return f"FoldReport({self._counted})"

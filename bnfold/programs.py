@@ -32,7 +32,7 @@ def as_program(loaded: Loaded, source: Source, options: RunOptions) -> Any:
     specs = tuple(parse_input(text) for text in options.inputs)
     if not specs:
         message = f"{loaded.path} is a {loaded.kind.replace('_', ' ')}, which does not say what its inputs look like"
-        hint = command(loaded.path, source, guess=loaded.input_guess or "batch,3,224,224")
+        hint = command(loaded.path, source, guess=loaded.input_guess or "batch,3,height,width")
         raise UsageError(message, code="input-needed", hint=hint)
     dims = dict(parse_dim(text) for text in options.dims)
     return _captured(loaded, specs, dims)

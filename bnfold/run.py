@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from bnfold.outcome import FoldReport
     from bnfold.verify.result import Verification
 
+MODELS_NOT_READ = "models-not-read"
+"""The code of the warning that a certificate was read and compared with nothing."""
+
 _log = logging.getLogger("bnfold")
 _log.addHandler(logging.NullHandler())  # silent unless the application listens
 

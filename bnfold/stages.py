@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold import saving
 from bnfold.dialects import Dialect
@@ -17,6 +18,10 @@ from bnfold.programs import as_program
 from bnfold.reports.findings import findings
 from bnfold.reports.ranges import ranges
 from bnfold.run import ExternalFile, FileRecord, OutputOptions, Run, RunOptions
+
+if TYPE_CHECKING:
+    from bnfold.model import Port
+    from bnfold.verify.inputs import InputSpec
 
 
 def load_input(run: Run, path: Path, source: Source) -> Loaded:
@@ -92,7 +97,21 @@ def unfolded(
             )
         if not torch.dynamic_axes(program):
             run.warn("fixed-size", f"every input size is fixed to the example's, the batch too{_freed(run_options)}")
+        for axis in _fixed(torch.signature(program).inputs, [parse_input(text) for text in run_options.inputs]):
+            run.warn("fixed-size", f"{axis}: the network takes no other size")
         return exported(program, opset, tuple(parse_input(text).shape for text in run_options.inputs)), program
+
+
+def _fixed(ports: Sequence[Port], specs: Sequence[InputSpec]) -> Iterator[str]:
+    """The axes that were to be of any size and are not, though another one is."""
+    for port, spec in zip(ports, specs, strict=False):
+        pairs = list(zip(port.shape or (), spec.shape, strict=False))
+        if not all(isinstance(size, int) for size, _ in pairs):
+            yield from (
+                f"{word} of {port.name} is fixed to {size}"
+                for size, word in pairs
+                if isinstance(size, int) and isinstance(word, str)
+            )
 
 
 def _freed(run_options: RunOptions) -> str:

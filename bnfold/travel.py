@@ -81,8 +81,7 @@ class Same:
             return Reason.CHANNELS_MIXED
         if self.positive and not (affine.scale > 0).all():
             return self.because
-        with np.errstate(all="ignore"):  # what is not finite does not stay
-            stays = all((affine.scale * value + affine.shift == value).all() for value in self.fixes)
+        stays = all((affine.scale * value + affine.shift == value).all() for value in self.fixes)
         return None if stays else self.because
 
 

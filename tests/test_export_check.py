@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from command_line import bnfold
@@ -98,6 +99,24 @@ def _bfloat16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]
     monkeypatch.chdir(folder)
     torch.save(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).bfloat16().state_dict(), folder / "net.pt")
     return ["export", "net.pt", "--arch", "linear_net:net", "-q"]
+
+
+def test_an_axis_that_is_of_one_size_after_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives such an axis a symbol whose value is a number; it must get neither a name nor lend it to others."""
+    code = "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def forward(self, x):\n"
+    code += "        assert x.shape[2] == 32\n        return super().forward(x)\n\n\ndef net():\n"
+    code += "    return Net(nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32))\n"
+    (tmp_path / "square_net.py").write_text(code)
+    torch.save(nn.Sequential(nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32)).state_dict(), tmp_path / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    ran = bnfold("export", "net.pt", "--arch", "square_net:net", "-i", "batch,3,height,width")
+    assert (ran.returncode, ran.stderr) == (Exit.OK, "")
+    assert "note: height of x is fixed to 32: the network takes no other size" in ran.stdout
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    shapes = [
+        [d.dim_param or d.dim_value for d in port.type.tensor_type.shape.dim] for port in (*graph.input, *graph.output)
+    ]
+    assert shapes == [["batch", 3, 32, "width"], ["batch", 32, 32, "width"]]
 
 
 @pytest.mark.parametrize(

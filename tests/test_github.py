@@ -71,7 +71,7 @@ def test_what_decides_comes_first_and_every_kind_is_annotated() -> None:
         ("warning", "bnfold: dead-channels"),
     ]
     assert commands[0].message == "one is left. bnfold explain"
-    assert commands[2].message == f"bn2 is left: {Reason.PADDED_BORDER.message} (in the way: conv2). " + (
+    assert commands[2].message == f"bn2 is left: {Reason.PADDED_BORDER.message} (in the way: conv2 and relu2). " + (
         Reason.PADDED_BORDER.remedy
     )
     assert commands[2].properties["file"] == "in.onnx"

@@ -198,7 +198,7 @@ def test_safetensors_alone_and_in_shards(folder: Path, net: nn.Module) -> None:
     loaded = load(folder / "w.index.json", ARCH)
     assert loaded.kind == "safetensors"
     assert same_weights(loaded.model, net)
-    assert loaded.input_guess == "batch,3,224,224"
+    assert loaded.input_guess == "batch,3,height,width"
     assert [file.name for file in loaded.files] == ["w.index.json", "a.safetensors", "b.safetensors"]
 
 
@@ -317,9 +317,9 @@ def test_code_beside_the_file_is_found_too(folder: Path, net: nn.Module, monkeyp
 
 
 GUESSES = [
-    ({"a": (4, 3, 3, 3)}, "batch,3,224,224"),
-    ({"n": (4,), "a": (4, 2, 5)}, "batch,2,128"),
-    ({"a": (4, 1, 3, 3, 3)}, "batch,1,8,32,32"),
+    ({"a": (4, 3, 3, 3)}, "batch,3,height,width"),
+    ({"n": (4,), "a": (4, 2, 5)}, "batch,2,length"),
+    ({"a": (4, 1, 3, 3, 3)}, "batch,1,depth,height,width"),
     ({"fc": (4, 7)}, "batch,7"),
     ({"embed.weight": (4, 7)}, "batch,16:int64"),
     ({"n": (4,)}, None),

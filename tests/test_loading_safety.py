@@ -54,7 +54,7 @@ def test_a_pickled_module_needs_trust_and_the_hint_gives_it(folder: Path, net: n
     error = refused(folder / "m.pt")
     assert error.code == "needs-trust"
     assert "netcode.Net" in str(error)
-    assert error.hint == f"bnfold export {folder / 'm.pt'} --trust-pickle -i batch,3,224,224"
+    assert error.hint == f"bnfold export {folder / 'm.pt'} --trust-pickle -i batch,3,height,width"
     loaded = load(folder / "m.pt", Source(trust_pickle=True))
     assert loaded.kind == "checkpoint"
     assert loaded.model.conv.weight.dtype is torch.float16
@@ -119,9 +119,9 @@ def script(request: pytest.FixtureRequest, folder: Path, net: nn.Module) -> Path
 def test_torchscript_needs_trust_and_becomes_a_program(script: Path, net: nn.Module) -> None:
     error = refused(script)
     assert error.code == "needs-trust"
-    assert error.hint == f"bnfold export {script} --trust-pickle -i batch,3,224,224"
+    assert error.hint == f"bnfold export {script} --trust-pickle -i batch,3,height,width"
     loaded = load(script, Source(trust_pickle=True))
-    assert (loaded.kind, loaded.input_guess) == ("torchscript", "batch,3,224,224")
+    assert (loaded.kind, loaded.input_guess) == ("torchscript", "batch,3,height,width")
     x = torch.randn(2, 3, 9, 9)
     program = to_program(loaded.model, (x,))
     assert any("batch_norm" in str(node.target) for node in program.graph.nodes)

@@ -77,6 +77,7 @@ def test_the_shape_of_the_user_is_laid_over_the_models() -> None:
     ports = signature(IMAGE, Port("mask", "int64", None))
     assert with_inputs(ports, [parse_input("mask:1,4")]).inputs == (IMAGE, Port("mask", "int64", (1, 4)))
     assert with_inputs(ports, [parse_input("2,3,8,w")]).inputs[0].shape == (2, 3, 8, "w")
+    assert with_inputs(ports, [parse_input("n,c,8,w")]).inputs[0].shape == ("n", 3, 8, "w")
 
 
 @pytest.mark.parametrize("text", ["other:1,3", "image:1,4,8,8", "image:1,3,8", "image:1,3,8,8:float16"])

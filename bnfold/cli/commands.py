@@ -69,7 +69,7 @@ def export(
     policy: PolicyFlags,
     check: CheckFlags,
     report: ReportFlags,
-    out: Annotated[Path | None, _out(metavar="OUT.onnx", help="Where to; MODEL with the suffix .onnx.")] = None,
+    out: Annotated[Path | None, _out(metavar="OUT.onnx", help="Where to; else MODEL with the suffix .onnx.")] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", min=7, help="The ONNX opset; the exporter's own.")] = None,
     dtype: Annotated[Literal["float32", "keep"], typer.Option(help="The number type of the export.")] = "float32",
     simplify: Annotated[bool, typer.Option("--simplify/--no-simplify", help="Run onnxsim on the result.")] = False,
@@ -107,7 +107,9 @@ def fold(
     policy: PolicyFlags,
     check: CheckFlags,
     report: ReportFlags,
-    out: Annotated[Path | None, _out(metavar="OUT", help="Where to; MODEL with .folded before its suffix.")] = None,
+    out: Annotated[
+        Path | None, _out(metavar="OUT", help="Where to; else MODEL with .folded before its suffix.")
+    ] = None,
     certificate: Annotated[Path | None, _certificate] = None,
 ) -> Job:
     """Fold an .onnx or .pt2 file into one of its kind."""
@@ -118,7 +120,7 @@ def fold(
         pipeline.run_fold(
             record,
             model,
-            source=source.source(_given(run, out)),
+            source=source.source(run.words()),
             run_options=run.options(),
             fold_options=fold.options(),
             check=check.options(),
@@ -156,7 +158,7 @@ def inspect(
         pipeline.run_inspect(
             record,
             model,
-            source=source.source(inputs.words()),
+            source=source.source(inputs.words(), "inspect", model),
             run_options=inputs.options(),
             baseline=baseline,
             accept=tuple(policy.accept),
@@ -177,8 +179,8 @@ def check(
         Literal["auto", "static", "full"],
         typer.Option(help="static: no execution; full: a skipped layer is no verdict."),
     ] = "auto",
-    rtol: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Relative tolerance, yours.")] = None,
-    atol: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Absolute tolerance, yours.")] = None,
+    rtol: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Your own relative tolerance.")] = None,
+    atol: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Your own absolute tolerance.")] = None,
     min_top1: Annotated[
         float | None, typer.Option("--min-top1", metavar="F", min=0.0, max=1.0, help="Least agreement of decisions.")
     ] = None,
@@ -202,9 +204,10 @@ def check(
         if verify_certificate is not None and certificate is not None:
             raise UsageError("a certificate is written or verified, not both", code="certificate-twice")
         if verify_certificate is not None and (reference is None) == (candidate is None):
-            given = source.source(run.words())
+            words = "check", "--verify-certificate", verify_certificate, reference, candidate
+            given, options = source.source(run.words(), *words), run.options()
             checking.run_verify_certificate(
-                record, verify_certificate, reference, candidate, source=given, run_options=run.options()
+                record, verify_certificate, reference, candidate, source=given, run_options=options
             )
             return
         if reference is None or candidate is None:
@@ -217,7 +220,7 @@ def check(
             record,
             reference,
             candidate,
-            source=source.source(run.words()),
+            source=source.source(run.words(), "check", reference, candidate),
             run_options=run.options(),
             check=CheckOptions(level=level, save_failure=save_failure),
             rtol=rtol,
@@ -237,7 +240,7 @@ def bench(
     source: SourceFlags,
     run: RunFlags,
     report: ReportFlags,
-    batch: Annotated[str, typer.Option(metavar="N[,N...]", help="The batch sizes; the first is spoken of.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N[,N...]", help="The batch sizes; the first is the headline's.")] = "1",
     budget: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to measure for.")] = 60,
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh processes to measure in.")] = 10,
     dtype: Annotated[
@@ -262,7 +265,7 @@ def bench(
         pipeline.run_bench(
             record,
             tuple(models),
-            source=source.source(run.words()),
+            source=source.source(run.words(), "bench", *models),
             run_options=run.options(),
             batches=_batches(batch),
             budget=budget,

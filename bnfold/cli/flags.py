@@ -66,7 +66,7 @@ class SourceFlags:
         _source(
             "--weights-key",
             metavar="KEY",
-            help="Which dict of a checkpoint; without it ema, model, state_dict, else the top level.",
+            help="Which dict of a checkpoint; else ema, model, state_dict (by any usual name), the top level.",
         ),
     ] = None
     trust_pickle: Annotated[bool, _source("--trust-pickle", help="Let this file run code.")] = False
@@ -83,8 +83,8 @@ class SourceFlags:
         ),
     ] = field(default_factory=list)
 
-    def source(self, given: tuple[str, ...] = ()) -> Source:
-        """As the loader takes it; `given` are further words that a suggested command should repeat."""
+    def source(self, given: tuple[str, ...] = (), *command: str | Path | None) -> Source:
+        """As the loader takes it; `command` and `given` are words that a suggested command should repeat."""
         from bnfold.loading import Source
 
         return Source(
@@ -96,6 +96,7 @@ class SourceFlags:
             trust_types=tuple(self.trust_type),
             no_limits=self.no_limits,
             linked_data=tuple(self.allow_linked_data),
+            command=tuple(str(word) for word in command if word is not None),
             given=given,
         )
 

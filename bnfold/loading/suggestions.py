@@ -25,13 +25,14 @@ PICKLES = ("/data.pkl", "/constants.pkl")
 MAX_SCANNED_FILES = 200
 MAX_VISITS, DEEPEST = 100_000, 40
 """Of values of a pickle, which may hold one another in more ways than there is time for."""
-DEFAULT_SIZE = {3: (128,), 4: (224, 224), 5: (8, 32, 32)}
-"""Input sizes to suggest for the first weight's rank, where the checkpoint does not say."""
+AXES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}
+"""What stands for the sizes of an input, by the first weight's rank, where the checkpoint does not say them: names, of
+which the export makes axes of any size, so that no number is invented."""
 
 
 def command(path: Path, source: Source, *more: str, guess: str | None = None) -> str:
-    """`bnfold export` of the same file with the same words as given, and `more`."""
-    words = ["bnfold", "export", str(path)]
+    """The same command with the same words as given, and `more`."""
+    words = ["bnfold", *(source.command or ("export", str(path)))]
     if source.arch is not None:
         words += ["--arch", source.arch]
     words += [word for key, value in source.arch_args.items() for word in ("--arch-arg", f"{key}={value}")]
@@ -55,9 +56,9 @@ def input_guess(shapes: Mapping[str, Sequence[int]], sizes: Any = None) -> str |
     name, shape = first
     if len(shape) == 2:
         return "batch,16:int64" if "emb" in name.lower() else f"batch,{shape[1]}"
-    if len(shape) not in DEFAULT_SIZE:
+    if len(shape) not in AXES:
         return None
-    spatial = _told_size(sizes, len(shape) - 2) or DEFAULT_SIZE[len(shape)]
+    spatial = _told_size(sizes, len(shape) - 2) or AXES[len(shape)]
     return ",".join(["batch", str(shape[1]), *map(str, spatial)])
 
 

@@ -105,9 +105,9 @@ def _check(report: Report) -> Iterator[RenderableType]:
     check = report.run.check
     assert check is not None, "called for a run that checked"
     grid = _table("check", "", "", "measured")
-    for layer in check.layers:
+    for name, layer in tables.layers(check):
         status = Text(layer.status, _STATUS_STYLES[layer.status])
-        grid.add_row(Text(layer.layer), status, Text(tables.because(layer)), Text(layer.measured))
+        grid.add_row(Text(name), status, Text(tables.because(layer)), Text(layer.measured))
     if check.layers:
         yield grid
     grid = _table("error against float64", "original", _second(report), "ratio", numeric=True)

@@ -85,7 +85,8 @@ def append_summary(report: Report) -> str | None:
 
 def _annotations(report: Report) -> Iterator[Annotation]:
     """What decides the exit code first: the runner cuts off the end."""
-    model = report.run.input.path if report.run.input else None
+    record = (report.run.output if report.run.command == "check" else None) or report.run.input
+    model = record.path if record else None
     for error in report.ordered_failures:
         yield Annotation("error", error.code, f"{error}. {error.hint}" if error.hint else str(error), model)
     levels = {Status.FAIL: "error", Status.WARN: "warning"}
@@ -100,7 +101,7 @@ def _annotations(report: Report) -> Iterator[Annotation]:
     sites = {identity: outcome.site for identity, outcome in identified(report.run.fold)}
     for identity, outcome in identified(report.run.fold):
         if outcome.refusal and report.violates(identity, outcome):
-            reason, blocker = outcome.refusal.reason, outcome.refusal.blocker
+            reason, blocker = outcome.refusal.reason, tables.in_the_way(outcome.refusal)
             because = f" (in the way: {blocker})" if blocker else ""
             message = f"{tables.title(outcome.site)} is left: {reason.message}{because}. {reason.remedy}"
             yield Annotation("error", reason.code, message, *_place(sites[identity], model))

@@ -79,8 +79,8 @@ def _hint(error: BnfoldError) -> str:
 
 
 def _layers(report: Report) -> Iterator[Element]:
-    for layer in report.run.check.layers if report.run.check else ():
-        case = _case("bnfold.check", layer.layer, layer.elapsed_s)
+    for name, layer in tables.layers(report.run.check) if report.run.check else ():
+        case = _case("bnfold.check", name, layer.elapsed_s)
         if layer.status is Status.FAIL:
             SubElement(case, "failure", type="not-equivalent", message=tables.because(layer)).text = _measured(layer)
         elif layer.status is Status.SKIPPED:
@@ -97,6 +97,7 @@ def _measured(layer: Layer) -> str:
 
 
 def _affines(report: Report) -> Iterator[Element]:
+    would = "would be " if report.run.command == "inspect" else ""
     for identity, outcome in _norms(report):
         case = _case("bnfold.affine", clean(f"{identity} {outcome.site.module or outcome.site.name}"), 0.0)
         refusal = outcome.refusal
@@ -104,12 +105,13 @@ def _affines(report: Report) -> Iterator[Element]:
             message = clean(refusal.reason.message)
             SubElement(case, "failure", type=refusal.reason.code, message=message).text = _stays(refusal)
         else:
-            SubElement(case, "system-out").text = _stays(refusal) if refusal else _taken(outcome)
+            SubElement(case, "system-out").text = _stays(refusal) if refusal else f"{would}{_taken(outcome)}"
         yield case
 
 
 def _stays(refusal: Refusal) -> str:
-    blocker = f" because of {clean(refusal.blocker)}" if refusal.blocker else ""
+    way = tables.in_the_way(refusal)
+    blocker = f" because of {clean(way)}" if way else ""
     return f"left{blocker}: {refusal.reason.code}; {refusal.reason.remedy}"
 
 

@@ -19,7 +19,8 @@ def render(report: Report) -> str:
 def _blocks(report: Report) -> Iterator[str]:
     run = report.run
     yield f"# {_plain(report.headline)}"
-    yield f"`bnfold {run.command}`, {_plain(run.input.path) if run.input else 'no model'}, exit code {report.exit_code}"
+    models = [record.path for record in (run.input, run.output if run.command == "check" else None) if record]
+    yield f"`bnfold {run.command}`, {_plain(' against '.join(models) or 'no model')}, exit code {report.exit_code}"
     if report.failure is not None:
         hint = f" {_plain(report.failure.hint)}." if report.failure.hint else ""
         yield f"**{_plain(report.failure.code)}**: {_plain(str(report.failure))}.{hint}"
@@ -32,7 +33,7 @@ def _blocks(report: Report) -> Iterator[str]:
     if others := tables.others_left(report):
         yield _plain(others)
     if groups := tables.left(report):
-        yield "\n".join(f"- **{g.reason.code}** ({g.count}): {g.reason.message}; {g.reason.remedy}" for g in groups)
+        yield "\n".join(map(_left, groups))
     if changes := list(tables.changes(run)):
         yield "## The model"
         yield _table(("", "before", "after"), changes)
@@ -45,6 +46,12 @@ def _blocks(report: Report) -> Iterator[str]:
         yield _plain(ending)
 
 
+def _left(group: tables.Left) -> str:
+    blockers = tables.blocked_by(group)
+    way = f"; in the way: {_plain(blockers)}" if blockers else ""
+    return f"- **{group.reason.code}** ({group.count}): {group.reason.message}{way}; {group.reason.remedy}"
+
+
 def _check(report: Report) -> Iterator[str]:
     check = report.run.check
     if check is None:
@@ -54,7 +61,7 @@ def _check(report: Report) -> Iterator[str]:
     if check.layers:
         yield _table(
             ("layer", "status", "because", "measured"),
-            ((layer.layer, layer.status.value, tables.because(layer), layer.measured) for layer in check.layers),
+            ((name, layer.status.value, tables.because(layer), layer.measured) for name, layer in tables.layers(check)),
         )
     if check.outputs:
         yield _table(("error against float64", "original", "candidate", "ratio"), tables.errors(report.run))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bnfold.errors import BnfoldError, Exit
 from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports.text import figure, plural
-from bnfold.run import Run
+from bnfold.run import MODELS_NOT_READ, Run
 from bnfold.verify.result import Verdict
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class Report:
             return f"{self.run.check.sentence[:1].upper()}{self.run.check.sentence[1:]}."
         if self.failure is not None:
             return f"Failed: {self.failure}"
+        if any(warning.code == MODELS_NOT_READ for warning in self.run.warnings):
+            return "Nothing was verified of any model."
         return "Done."
 
     def violates(self, identity: str, outcome: Outcome) -> bool:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from bnfold.display import brief, some
 from bnfold.errors import clean
-from bnfold.graph import Reason, Site
+from bnfold.graph import Reason, Refusal, Site
 from bnfold.outcome import Outcome, titled
 from bnfold.reports.report import Report, identified, interval
 from bnfold.reports.text import duration, figure, number, plural, size
 from bnfold.run import FileRecord, Finding, Run
-from bnfold.verify.result import Layer
+from bnfold.verify.result import Layer, Verification
 
 if TYPE_CHECKING:
     from bnfold.benchmark import Benchmark
@@ -108,12 +108,21 @@ def left(report: Report) -> list[Left]:
     found: dict[Reason, list[str | None]] = {}
     for _, outcome in listed(report):
         if outcome.refusal:
-            found.setdefault(outcome.refusal.reason, []).append(outcome.refusal.blocker)
+            found.setdefault(outcome.refusal.reason, []).append(in_the_way(outcome.refusal))
     groups = [
         Left(reason, len(blockers), tuple(dict.fromkeys(brief(blocker) for blocker in blockers if blocker)))
         for reason, blockers in found.items()
     ]
     return sorted(groups, key=lambda group: -group.count)
+
+
+def in_the_way(refusal: Refusal) -> str | None:
+    """`conv1`, or `add1 and relu1` where both would have to go."""
+    if refusal.blocker is None:
+        return None
+    nodes = (refusal.blocker, *refusal.also)
+    more = len(nodes) - MAX_BLOCKERS
+    return " and ".join((*nodes[:MAX_BLOCKERS], *([f"{more} more"] if more > 0 else [])))
 
 
 def blocked_by(group: Left) -> str | None:
@@ -163,6 +172,14 @@ def because(layer: Layer) -> str:
     where = f"{affine}{channel}" if affine else channel.removeprefix(", ")
     named = affine in said and (layer.channel is None or f"channel {layer.channel}" in said)
     return f"{said} (at {where})" if where and not named else said
+
+
+def layers(check: Verification) -> Iterator[tuple[str, Layer]]:
+    """The layers by name; one that is there a second time compares an export with its program."""
+    seen: set[str] = set()
+    for layer in check.layers:
+        yield f"{layer.layer} export" if layer.layer in seen else layer.layer, layer
+        seen.add(layer.layer)
 
 
 def errors(run: Run) -> Iterator[tuple[str, str, str, str]]:

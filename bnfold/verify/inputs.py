@@ -102,10 +102,11 @@ def _position(ports: Sequence[Port], spec: InputSpec, position: int) -> int:
 
 
 def _refined(port: Port, spec: InputSpec) -> Port:
-    shape = port.shape
-    fits = shape is None or (
-        len(shape) == len(spec.shape)
-        and all(not isinstance(known, int) or known == given for known, given in zip(shape, spec.shape, strict=True))
+    """A word leaves an axis open: where the model has a size, that is it."""
+    known = port.shape or (None,) * len(spec.shape)
+    fits = len(known) == len(spec.shape) and all(
+        isinstance(given, str) or size in (None, given) or isinstance(size, str)
+        for size, given in zip(known, spec.shape, strict=True)
     )
     if not fits or spec.dtype not in (None, port.dtype):
         raise UsageError(
@@ -113,7 +114,8 @@ def _refined(port: Port, spec: InputSpec) -> Port:
             f"{shape_text(spec.shape)}",
             code="bad-input",
         )
-    return replace(port, shape=spec.shape)
+    pairs = zip(known, spec.shape, strict=True)
+    return replace(port, shape=tuple(size if isinstance(size, int) else given for size, given in pairs))
 
 
 def shape_text(shape: Sequence[int | str | None] | None) -> str:

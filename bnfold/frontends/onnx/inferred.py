@@ -202,5 +202,5 @@ def _is_settled(size: int | str | None) -> bool:
 
 def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:
     if dimension.HasField("dim_value"):
-        return int(dimension.dim_value)
+        return int(dimension.dim_value) if dimension.dim_value >= 0 else None  # what no value has is no knowledge
     return dimension.dim_param or None

@@ -17,6 +17,7 @@ from bnfold.frontends.onnx.storing import Unused, is_fixed, skip, sweep
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")
 GEMM_WITHOUT_BIAS = 11
+LISTS = {"value_int", "value_ints"}
 
 
 def normalise(model: ir.Model, constants: Constants | None = None) -> None:
@@ -31,9 +32,15 @@ def normalise(model: ir.Model, constants: Constants | None = None) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Store every whole-number constant that a fresh export computes at run time (sizes, axes), in place."""
+    """Store every whole-number constant that a fresh export computes at run time (sizes, axes), in place.
+
+    Constants that are lists of numbers become tensors: onnxruntime's quantiser, for one, knows no others.
+    """
     constants, before = Constants(model), Unused.of(model)
     for node in list(model.graph):
+        for name in LISTS & node.attributes.keys() if walking.is_standard(node, "Constant") else ():
+            numbers = np.asarray(node.attributes.pop(name).value, np.int64)
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(numbers))
         for value in node.outputs if not walking.is_standard(node, "Constant") else ():
             known = constants.of(value)
             if known is not None and known.exact and known.dtype.is_integer() and not value.is_graph_output():

@@ -49,18 +49,21 @@ def to_onnx(program: ExportedProgram, *, opset: int | None = None, axes: tuple[t
 
 
 def _name_axes(model: Any, axes: tuple[tuple[int | str, ...], ...]) -> None:
-    """Give dynamic axes the caller's names, in every value: torch's are symbols such as s77."""
+    """Give dynamic axes the caller's names, in every value: torch's are symbols such as s77. An axis that was to be
+    dynamic, and that torch found to be of one size only, has that number for a symbol."""
     names: dict[str, str] = {}
     for position, value in enumerate(model.graph.inputs):
         given = axes[position] if position < len(axes) else ("batch",)
         for size, name in zip(value.shape or (), given, strict=False):
-            if isinstance(name, str) and not isinstance(size, int) and size.value:
+            if isinstance(name, str) and not isinstance(size, int) and size.value and not size.value.isdigit():
                 names.setdefault(size.value, name)
     for graph in model.graphs():
         values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
         for value in values:
             for axis, size in enumerate(value.shape or ()):
-                if not isinstance(size, int) and size.value:
+                if not isinstance(size, int) and size.value and size.value.isdigit():
+                    value.shape[axis] = int(size.value)
+                elif not isinstance(size, int) and size.value:
                     value.shape[axis] = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
 
 

@@ -103,8 +103,13 @@ def _ports(arguments: list[Any], values: Mapping[str, Any]) -> tuple[Port, ...]:
 
 
 def _port(name: str, value: Tensor) -> Port:
-    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-    return Port(name, str(value.dtype).removeprefix("torch."), shape)
+    return Port(name, str(value.dtype).removeprefix("torch."), tuple(map(_size, value.shape)))
+
+
+def _size(size: int | torch.SymInt) -> int | str:
+    """The size of an axis, or the symbol of one of any size; a symbol that was found to be a number is that number."""
+    text = str(size)
+    return int(text) if text.isdigit() else text
 
 
 def _program_call(program: ExportedProgram, interpreter: type[fx.Interpreter] = fx.Interpreter) -> Any:
