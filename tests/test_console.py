@@ -89,6 +89,13 @@ def completed(*words: str) -> list[str]:
     return bnfold(env=os.environ | asked).stdout.split()
 
 
+def test_bash_completes_codes() -> None:
+    assert completed("bnfold", "explain", "sha") == ["shared-output"]
+    assert "near-zero-variance" in completed("bnfold", "explain", "near")
+    assert completed("bnfold", "inspect", "a.onnx", "--accept", "jo") == ["joined"]
+    assert "near-zero-variance" not in completed("bnfold", "inspect", "a.onnx", "--accept", "")
+
+
 def test_bash_completes_commands_and_flags(tmp_path: Path) -> None:
     assert completed("bnfold", "fo") == ["fold"]
     assert completed("bnfold", "zz") == []

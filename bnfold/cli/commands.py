@@ -20,6 +20,7 @@ from bnfold.cli.flags import (
     RunFlags,
     SourceFlags,
     Texts,
+    explained,
     flat,
 )
 from bnfold.cli.help import Command, Commands
@@ -286,7 +287,10 @@ def bench(
 def explain(
     report: ReportFlags,
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="The code of a reason or finding; all of them without it.")
+        str | None,
+        typer.Argument(
+            metavar="CODE", help="The code of a reason or finding; all of them without it.", autocompletion=explained
+        ),
     ] = None,
 ) -> Job:
     """Explain why batch norms stay and what findings mean, by code."""

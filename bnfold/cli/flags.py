@@ -33,6 +33,20 @@ _check = partial(typer.Option, rich_help_panel="Checking")
 Texts = list[str]
 
 
+def reasons(incomplete: str) -> list[str]:
+    """What the shell may complete to the code of a reason."""
+    from bnfold.graph import Reason
+
+    return [reason.code for reason in Reason if reason.code.startswith(incomplete)]
+
+
+def explained(incomplete: str) -> list[str]:
+    """What the shell may complete to the code of a reason or a finding."""
+    from bnfold.reports.conditions import Condition
+
+    return [*reasons(incomplete), *(each.code for each in Condition if each.code.startswith(incomplete))]
+
+
 @dataclass(frozen=True)
 class ReportFlags:
     """What every command takes."""
@@ -174,7 +188,13 @@ class PolicyFlags:
         bool, _fold("--fail-on-unfolded", help="Exit 3 if a batch norm is left for a reason not accepted.")
     ] = False
     accept: Annotated[
-        Texts, _fold("--accept", metavar="CODE", help="A reason to accept (see bnfold explain); repeatable.")
+        Texts,
+        _fold(
+            "--accept",
+            metavar="CODE",
+            help="A reason to accept (see bnfold explain); repeatable.",
+            autocompletion=reasons,
+        ),
     ] = field(default_factory=list)
 
     def policy(self) -> Policy:

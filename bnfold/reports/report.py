@@ -119,6 +119,9 @@ class Report:
             return f"Failed: {self.failure}"
         if any(warning.code == MODELS_NOT_READ for warning in self.run.warnings):
             return "Nothing was verified of any model."
+        if self.run.command == "explain":
+            told = self.run.findings
+            return f"{told[0].code}: {told[0].message}." if len(told) == 1 else f"{len(told)} reasons and findings."
         return "Done."
 
     def violates(self, identity: str, outcome: Outcome) -> bool:
