@@ -143,7 +143,8 @@ def print_averages() -> int:
         low = min(layer.variance_low for layer in layers)
         high = max(layer.variance_high for layer in layers)
         print(
-            f"| `{name}` | {len(layers)} | {before:.1%} | {stale:.1%} | {after:.1%} | {moved:.3g} σ | {low:.3g} to {high:.3g} times |",
+            f"| `{name}` | {len(layers)} | {before:.1%} | {stale:.1%} | {after:.1%} "
+            f"| {moved:.3g} σ | {low:.3g} to {high:.3g} times |",
             flush=True,
         )
     return int(worse)
