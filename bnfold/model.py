@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,12 +24,18 @@ class Port:
 
 @dataclass(frozen=True)
 class StoredSize:
-    """How many floats a model stores, the bytes of all that it stores, and how many floats are held in float64 at once
-    while every value of it is recorded."""
+    """How many floats a model stores, the bytes of all that it stores, how many floats are held in float64 at once
+    while every value of it is recorded, and the type of fewest digits that any of its lists of floats has."""
 
     floats: int = 0
     nbytes: int = 0
     held: int = 0
+    coarsest: str = ""
+
+    @staticmethod
+    def coarsest_of(types: Iterable[str]) -> str:
+        """Of numpy's names of types, that of fewest digits; nothing if none is a float type."""
+        return next((name for name in ("bfloat16", "float16", "float32", "float64") if name in {*types}), "")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import onnx.shape_inference
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_build import Net
 from torch import nn
 
+import bnfold
 from bnfold import api
 from bnfold.dialects import Dialect, onnx_dialect, torch_dialect
 from bnfold.errors import NoVerdict
@@ -247,6 +248,56 @@ def test_what_is_before_a_norm_that_does_almost_nothing_is_not_what_is_behind_it
     model = net.model({"x": ("n", 3, 8, 8)})
     found = api.check(model, folded(model))
     assert layer(found, "L3").status is Status.PASS, found.sentence
+
+
+def idle_norm(net: Net, data: str, dtype: type = np.float32) -> str:
+    """A batch norm that was never trained: it takes five millionths of the value away, and here adds one."""
+    numbers = {name: net.constant(f"{data}_{name}", np.full(4, value, dtype)) for name, value in (("1", 1), ("0", 0))}
+    return net.node("BatchNormalization", [data, numbers["1"], numbers["1"], numbers["0"], numbers["1"]])
+
+
+def test_a_shift_that_stays_is_not_taken_for_a_norm_that_hardly_scales() -> None:
+    """With `--leftover affine` the scale goes into the convolution, whose padding keeps the shift in front of it."""
+    net = Net()
+    net.conv(idle_norm(net, "x"), 4, 2, (3, 3), pads=[1, 1, 1, 1])
+    model = net.model({"x": ("n", 4, 8, 8)})
+    found = api.check(model, bnfold.fold(model, leftover="affine").model)
+    assert layer(found, "L3").status is Status.PASS, found.sentence
+
+
+def test_a_small_mistake_where_values_are_nearly_the_same_is_named() -> None:
+    found = looked(network(), folded(network(), lambda proto: weight_of(proto, "c1", lambda values: 1.00001 * values)))
+    assert found.failing is not None
+    assert "c1_node" in [step.name for step in found.failing.stretch.before.steps]
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, Verdict.PROVED), (1.02, Verdict.FAILED)])
+def test_weights_in_float16_behind_which_the_runtime_computes_in_float32(factor: float, verdict: Verdict) -> None:
+    """On a CPU the original loses next to nothing; the numbers of a fold are rounded to float16 all the same."""
+    net = Net(dtype=TensorProto.FLOAT16)
+    norm = net.batch_norm(net.conv("x", 3, 4), 4)
+    net.node("Abs", [net.node("Cast", [norm], to=TensorProto.FLOAT)])
+    model = net.model({"x": ("n", 3, 8, 8)})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    wrong = bnfold.fold(model).model
+    weight_of(wrong, "conv0", lambda values: (values.astype(np.float32) * factor).astype(np.float16))
+    found = api.check(model, wrong)
+    assert found.verdict is verdict, found.sentence
+    assert (layer(found, "L4").status is Status.PASS) == (verdict is Verdict.PROVED)
+
+
+def test_a_norm_that_float16_weights_do_not_show_is_no_mistake() -> None:
+    """The weights stay what they were, so what is before it in the one is what is behind it in the other; and the
+    runtime, which computes in float32, skips the rounding to float16 before the cast."""
+    net = Net(dtype=TensorProto.FLOAT16)
+    ones, zeros = (net.constant(name, np.full(4, value)) for name, value in (("ones", 1.0), ("zeros", 0.0)))
+    norm = net.node("BatchNormalization", [net.conv("x", 3, 4), ones, zeros, zeros, ones])
+    net.node("Abs", [net.node("Cast", [norm], to=TensorProto.FLOAT)])
+    model = net.model({"x": ("n", 3, 8, 8)})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    found = api.check(model, bnfold.fold(model).model)
+    assert layer(found, "L3").status is Status.PASS, found.sentence
+    assert found.verdict is Verdict.PROVED
 
 
 def test_a_fold_names_the_affine_and_the_channel() -> None:

@@ -35,9 +35,9 @@ def draw_again(
 ) -> None:
     """Where the ratio of an output is beyond the limit, judge the inputs that make it so by what is typical near them,
     if that is within it; one that is wrong typically lets the ratio stand."""
-    for name, meter in ends.meters.items():
+    for meter in ends.meters.values():
         while not meter.mismatch and (meter.result().ratio or 0.0) > limit and (index := meter.furthest) is not None:
-            typical = neighbours.at(index).within(name, limit, exact, reference, candidate)
+            typical = neighbours.at(index).within(meter, limit, exact, reference, candidate)
             if typical is None:
                 meter.typical.clear()
                 break
@@ -66,7 +66,9 @@ class _Near:
         self._inputs = [feeds]
         self._results: dict[Machine, list[Arrays]] = {}
 
-    def within(self, name: str, limit: float, exact: Machine, reference: Machine, candidate: Machine) -> Typical | None:
+    def within(
+        self, meter: Meter, limit: float, exact: Machine, reference: Machine, candidate: Machine
+    ) -> Typical | None:
         """What is typical of an output, if it is within the limit. The truth near the first input is only worked out
         where that of the first does not decide: both models move with it."""
         first = self._run(exact, 1)
@@ -77,11 +79,11 @@ class _Near:
             before, after = self._run(reference, most), self._run(candidate, most)
             if before is None or after is None or len(before) == 1:
                 return None
-            roughly = _typical(name, first * len(before), before, after)
+            roughly = _typical(meter, first * len(before), before, after)
             if roughly.ratio > limit * CLEAR:
                 return None
             truths = self._run(exact, most) if roughly.ratio <= limit else None
-            if truths and (found := _typical(name, truths, before, after)).ratio <= limit:
+            if truths and (found := _typical(meter, truths, before, after)).ratio <= limit:
                 return found
         return None
 
@@ -95,18 +97,18 @@ class _Near:
         return results[:most]
 
 
-def _typical(name: str, truths: Sequence[Arrays], *results: Sequence[Arrays]) -> Typical:
-    draws = [_errors(name, *each) for each in zip(truths, *results, strict=True)]
+def _typical(meter: Meter, truths: Sequence[Arrays], *results: Sequence[Arrays]) -> Typical:
+    draws = [_errors(meter, *each) for each in zip(truths, *results, strict=True)]
     before, after = np.transpose(draws)
     if not np.isfinite(before).all():
         return Typical(math.inf, math.inf)
     return Typical(float(np.median(np.divide.outer(after, before))), float(before.max()))
 
 
-def _errors(name: str, truth: Arrays, reference: Arrays, candidate: Arrays) -> tuple[float, float]:
+def _errors(like: Meter, truth: Arrays, reference: Arrays, candidate: Arrays) -> tuple[float, float]:
     """How far one draw of each is from float64: infinite for a candidate that no error explains, both where nothing
     could be compared."""
-    meter = Meter(name)
+    name, meter = like.name, Meter(like.name, stored=like.stored)
     meter.add(truth[name], reference[name], candidate[name])
     found = meter.result()
     if meter.mismatch:

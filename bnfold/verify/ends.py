@@ -96,7 +96,7 @@ class Tuned:
             for subject in (reference, candidate)
         )
         loose = loose_axes(reference.signature) if reference.decides or candidate.decides else {}
-        return cls(first, second, *(EndToEnd(tolerance, loose) for _ in range(3)))
+        return cls(first, second, *(EndToEnd(tolerance, reference.stored.coarsest, loose) for _ in range(3)))
 
     def add(self, feeds: Mapping[str, NDArray[Any]], exact: Arrays, plain: Arrays) -> None:
         """Run one input; `plain` is what the original gave with optimisations off."""

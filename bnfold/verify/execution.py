@@ -42,12 +42,13 @@ class Execution:
     no_inputs: str | None = None
     tuned: Tuned | None = None
     too_large: Mapping[str, str] = field(default_factory=dict)
+    stored: str = ""
     probes: tuple[Probe, ...] = ()
     ran: list[Probe] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ends = EndToEnd(self.plan.tolerance, loose_axes(self.exact.reference) if self.decides else {})
+        self.ends = EndToEnd(self.plan.tolerance, self.stored, loose_axes(self.exact.reference) if self.decides else {})
         self.between: EndToEnd | None = None
         self.semantics = Semantics(self.plan.semantics_limit)
 
@@ -67,6 +68,7 @@ class Execution:
             reference.decides or candidate.decides,
             tuned=Tuned.of(reference, candidate, plan.tolerance),
             too_large=too_large(reference, candidate, plan.level),
+            stored=reference.stored.coarsest,
         )
 
     def run(self) -> None:

@@ -33,7 +33,7 @@ from bnfold.verify.execution import Execution
 from bnfold.verify.inputs import numpy_dtype
 from bnfold.verify.licence import paired
 from bnfold.verify.machines import Subject
-from bnfold.verify.matching import similar
+from bnfold.verify.matching import ROUNDING, similar
 from bnfold.verify.meters import EPSILONS
 from bnfold.verify.noise import Ratio
 from bnfold.verify.result import Layer, Status
@@ -91,37 +91,59 @@ class Local:
     def run(self) -> None:
         ends, cuts = self.both.ends(self.results), dict(self.both.placed)
         for number, end in enumerate(ends):
+            former = self.changed, self.compared, self.worst, len(self.refusals)
             try:
                 stretch = self.both.stretch(cuts, end)
+                if stretch.same:
+                    continue
+                failing = self._judged(stretch)
             except NoVerdict as error:
                 self._refuse(str(error))
                 continue
-            if stretch.same:
-                continue
-            refused = len(self.refusals)
-            failing = self._judged(stretch)
-            sure = end in self.results or end[0] not in self._guessed
+            sure = end in self.results or not (end[0] in self._guessed or (failing is not None and self._is_loose(end)))
             if failing is not None and (sure or self._is_well(cuts, end, ends[number + 1 :])):
                 self.failing = self._smallest(failing, cuts)
                 return
-            if not sure and (failing is not None or len(self.refusals) > refused):
+            if not sure and (failing is not None or len(self.refusals) > former[-1]):
                 del cuts[end[0]]
+            if not sure and failing is not None:
+                self._forget(former)
+
+    def _forget(self, former: tuple[int, int, Ratio | None, int]) -> None:
+        """Take back what was counted of a stretch that was none."""
+        self.changed, self.compared, self.worst, refused = former
+        del self.refusals[refused:]
+
+    def _is_loose(self, pair: Pair) -> bool:
+        """Whether two values hold nearly the same and more than rounding apart: one may be the other times a batch norm
+        that does almost nothing."""
+        reference, candidate = self.both.reference.sketches, self.both.candidate.sketches
+        return reference[pair[0]].difference(candidate[pair[1]]) > ROUNDING
 
     def _is_well(self, cuts: Mapping[str, str], pair: Pair, ends: Sequence[Pair]) -> bool:
-        """Whether two values that only stand at the same place are meant to be equal: somebody reads them, and all
-        agrees that starts from such values. Channels in another order are undone further on."""
-        is_read = False
+        """Whether two values that only stand at the same place, or are only nearly the same, are meant to be equal:
+        somebody reads them, and all agrees that starts from such values. Channels in another order are undone further
+        on."""
+        is_read, told = False, self._guessed | {pair[0]}
+        agrees = self._agrees if pair[0] in self._guessed else self._is_near
         for end in ends:
             try:
                 stretch = self.both.stretch(cuts, end)
-                if self._guessed.isdisjoint(stretch.reads):
+                if told.isdisjoint(stretch.reads):
                     continue
                 is_read |= pair[0] in stretch.reads
-                if not stretch.same and (self._incomparable(stretch) or not self.both.agree(stretch, self.seed)):
+                if not stretch.same and (self._incomparable(stretch) or not agrees(stretch)):
                     return False
             except (NoVerdict, MissingDependency):
                 return False
         return is_read
+
+    def _agrees(self, stretch: Stretch) -> bool:
+        return self.both.agree(stretch, self.seed)
+
+    def _is_near(self, stretch: Stretch) -> bool:
+        """Whether the candidate is as near to float64 as it may be."""
+        return self._over(stretch, self._ratio(stretch)) is None
 
     @cached_property
     def _guessed(self) -> frozenset[str]:

@@ -19,7 +19,7 @@ EQUAL = 1e-3
 """Above what rounding does to a value, and below what a mistake worth the name does to a whole tensor."""
 
 NEARER, ROUNDING = 8.0, 1e-6
-"""How many times nearer another value must be to be the one that is meant, and what rounding alone explains."""
+"""How many times nearer another value must be to be the one that is meant, and what rounding of float32 explains."""
 
 SIMILAR = 0.7
 """Two values without anything in common differ by √2 of their size."""

@@ -42,6 +42,8 @@ class Typical:
 class Meter:
     """The errors of one output, pooled over all inputs; each input's errors are divided by the size of its values.
 
+    `stored` is the type in which the original keeps its weights, into which a fold rounds: where the runtime computes
+    in more digits, the original's error may be far below that of any fold.
     `decided` counts integers and rows, `first` and `five` whether the largest and the five largest of each row are the
     same. `mismatch` is what no error explains. `squares` has the squared errors of the original and of the candidate by
     the number of the input; for those in `typical` the typical ratio stands in for them.
@@ -49,6 +51,7 @@ class Meter:
 
     name: str
     tolerance: Tolerance | None = None
+    stored: str = ""
     dtype: str = ""
     shape: tuple[int, ...] = ()
     squares: dict[int, tuple[int, float, float]] = field(default_factory=dict)
@@ -102,11 +105,15 @@ class Meter:
             self._add_ranks(exact, reference, candidate)
 
     def _add_ranks(self, exact: Array, reference: Array, candidate: Array) -> None:
-        epsilon = EPSILONS.get(self.dtype, 0.0)
         if exact.shape[1] > 1:
-            self.first += top(1, exact, reference, candidate, epsilon)
+            self.first += top(1, exact, reference, candidate, self.epsilon)
         if exact.shape[1] > FIVE:
-            self.five += top(FIVE, exact, reference, candidate, epsilon)
+            self.five += top(FIVE, exact, reference, candidate, self.epsilon)
+
+    @property
+    def epsilon(self) -> float:
+        """Of the output's type or the weights', whichever has fewer digits; 0 for what are no floats."""
+        return max(EPSILONS[self.dtype], EPSILONS.get(self.stored, 0.0)) if self.dtype in EPSILONS else 0.0
 
     @property
     def compared(self) -> bool:
@@ -126,7 +133,7 @@ class Meter:
     @property
     def floor(self) -> float:
         """Half an epsilon: an error below it is as good as none."""
-        return 0.5 * EPSILONS.get(self.dtype, 0.0)
+        return 0.5 * self.epsilon
 
     def _ratio(self) -> float:
         ratios = [found.ratio for found in self.typical.values()]
@@ -163,16 +170,18 @@ def loose_axes(signature: Signature) -> dict[str, int]:
 
 @dataclass
 class EndToEnd:
-    """One meter per output. `loose` names the outputs whose rows may come in any order, and the axis of the rows."""
+    """One meter per output. `stored` is the type in which the original keeps its weights; `loose` names the outputs
+    whose rows may come in any order, and the axis of the rows."""
 
     tolerance: Tolerance | None = None
+    stored: str = ""
     loose: Mapping[str, int] = field(default_factory=dict)
     meters: dict[str, Meter] = field(default_factory=dict)
 
     def add(self, exact: Arrays, reference: Arrays, candidate: Arrays) -> None:
         """Take in one input's outputs, which have the same names."""
         for name, value in reference.items():
-            self.meters.setdefault(name, Meter(name, self.tolerance)).see(value)
+            self.meters.setdefault(name, Meter(name, self.tolerance, self.stored)).see(value)
         unordered = self._unordered(exact, reference, candidate)
         for names in unordered:
             tally = self._rows(names, exact, reference, candidate)
@@ -199,7 +208,7 @@ class EndToEnd:
 
         widths = [_table(reference[name], self.loose[name]).shape[1] for name in names]
         floats = np.repeat([is_float(reference[name]) for name in names], widths)
-        epsilon = max(EPSILONS.get(reference[name].dtype.name, 0.0) for name in names)
+        epsilon = max(self.meters[name].epsilon for name in names)
         return rows(table(exact), table(reference), table(candidate), floats, epsilon)
 
     @property

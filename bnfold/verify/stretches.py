@@ -156,10 +156,12 @@ class Both:
 
     def noises(self, stretch: Stretch, seed: int) -> list[Noise]:
         """The noise on natural and on dense numbers. Raises `NoVerdict` where one of both parts cannot run."""
+        floats = self.reference.tissue.floats
+        inside = [floats[name] for step in stretch.before.steps for name in step.outputs if name in floats]
+        ends = floats[stretch.before.output], self.candidate.tissue.floats[stretch.after.output]
         dtype = max(
-            (self.reference.tissue.floats[stretch.before.output], self.candidate.tissue.floats[stretch.after.output]),
-            key=lambda name: EPSILONS[name],
-        )
+            (*inside, *ends), key=lambda name: EPSILONS[name]
+        )  # a runtime may skip a rounding and its cast back
         natural, dense = Noise(dtype), Noise(dtype)
         for is_natural, *results in self.results(stretch, seed):
             (natural if is_natural else dense).add(*results)

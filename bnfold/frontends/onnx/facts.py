@@ -47,8 +47,10 @@ def _cost(model: ir.Model, every: list[ir.Node], bookkeeping: list[ir.Node]) -> 
 def size(model: ir.Model) -> StoredSize:
     """What the model stores; to be recorded, it is read tensor by tensor."""
     tensors = list(walking.stored_tensors(model))
-    floats = [prod(walking.sizes(tensor)) for tensor in tensors if tensor.dtype in walking.FLOATS]
-    return StoredSize(sum(floats), sum(tensor.nbytes for tensor in tensors), max(floats, default=0))
+    sizes = [(tensor.dtype, prod(walking.sizes(tensor))) for tensor in tensors if tensor.dtype in walking.FLOATS]
+    floats = [size for _, size in sizes]
+    coarsest = StoredSize.coarsest_of([dtype.numpy().name for dtype, size in sizes if size > 1])
+    return StoredSize(sum(floats), sum(tensor.nbytes for tensor in tensors), max(floats, default=0), coarsest)
 
 
 def _port(value: ir.Value) -> Port:

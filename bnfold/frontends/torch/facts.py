@@ -39,7 +39,8 @@ def size(program: ExportedProgram) -> StoredSize:
     tensors = [*program.state_dict.values(), *(t for t in program.constants.values() if isinstance(t, Tensor))]
     unique = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): t for t in tensors}.values()
     floats = sum(tensor.numel() for tensor in unique if tensor.is_floating_point())
-    return StoredSize(floats, sum(tensor.nbytes for tensor in unique), floats)
+    types = [str(tensor.dtype).removeprefix("torch.") for tensor in unique if tensor.numel() > 1]
+    return StoredSize(floats, sum(tensor.nbytes for tensor in unique), floats, StoredSize.coarsest_of(types))
 
 
 def _computes(node: fx.Node) -> bool:
