@@ -160,7 +160,9 @@ def run_bench(
     run.bench = measured(run, dialect, contenders, options)
     proved = run.check is not None and run.check.verdict is Verdict.PROVED
     if failures := [failure for rule in rules if (failure := rule.missed(run.bench.contenders[-1], proved=proved))]:
-        raise GateMissed("; ".join(failures))
+        only_times = "proved" in gates and len(paths) > 1
+        hint = f"of several models only times are compared: bnfold check {paths[0]} {paths[-1]}" if only_times else None
+        raise GateMissed("; ".join(failures), hint=hint)
 
 
 def _runnable(run: Run, loaded: Loaded, source: Source, run_options: RunOptions, dialect: Dialect) -> Any:

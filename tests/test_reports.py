@@ -210,6 +210,12 @@ def test_the_order_of_exit_codes_is_the_documented_one() -> None:
         ([elementwise()], "fold", None, "Folded 1 affine; not checked."),
         ([elementwise(reason=Reason.GATED)], "fold", None, "Nothing to fold: the model has no batch norm."),
         ([left()], "fold", None, "Nothing to fold: the one batch norm of the model stays."),
+        (
+            [replace(left(), lowered_to=("mul", "add"))],
+            "fold",
+            Verdict.PROVED,
+            "Made elementwise operators of 1 batch norm; proved equivalent.",
+        ),
         ([left(), left("bn3")], "inspect", None, "Nothing to fold: all 2 batch norms of the model stay."),
         ([folded(), left()], "inspect", None, "1 of 2 batch norms would fold."),
     ],

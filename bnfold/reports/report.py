@@ -156,7 +156,9 @@ def _fold_headline(report: Report) -> str:
             fold.merges
         )
         return _sentence(done) if done else _nothing(total)
+    lowered = sum(outcome.lowered for outcome in fold.norms)
     done = [f"folded {taken}"] * bool(folds) + [f"merged linear operators into {merges}"] * bool(fold.merges)
+    done += [f"made elementwise operators of {plural(lowered, 'batch norm')}"] * bool(lowered)
     if not done:
         return _nothing(total) if check is None else f"{_nothing(total)[:-1]}; {verdict}."
     return _sentence([" and ".join(done), verdict])
