@@ -87,7 +87,7 @@ class Inputs:
     def judged(self, candidate: Path, level: str) -> Row:
         """What L5 says of a candidate if this level were the default."""
         second = Machine(lambda: Session(candidate, level), self.subject.signature, subject_of(candidate).signature)
-        tuned = Tuned(self.levels[level], second, *(EndToEnd(None, {}) for _ in range(3)))
+        tuned = Tuned(self.levels[level], second, *(EndToEnd() for _ in range(3)))
         for given, exact, plain in zip(self.feeds, self.exact, self.plain, strict=True):
             tuned.add(given, exact, plain)
         tuned.draw_again(self.neighbours, *self.machines)

@@ -397,6 +397,7 @@ SPELLINGS = (
         "constant per sample",
         behind(lambda m, x: x * m.c, c=numbers(2, 1, 1, 1)),
         "axis-unknown",
+        onnx="axis-differs",
         batch=False,
     ),
     Row("constant per pixel", behind(lambda m, x: x * m.c, c=numbers(4, 4)), "not-per-channel", fx=NARROW),
