@@ -59,8 +59,9 @@ def _clear_bias(node: ir.Node, constants: Constants, model: ir.Model) -> None:
     maker = None if bias is None else bias.producer()
     if bias is None or maker is None or walking.is_standard(maker, "Constant"):
         return
-    if node.inputs[1] is None or constants.of(node.inputs[1]) is None:
-        return  # nothing folds into what is not stored
+    weight = node.inputs[1]
+    if weight is None or (weight.producer() is None and weight.const_value is None):
+        return  # the weight comes from outside, and nothing folds into it
     constant = constants.of(bias)
     if constant is None or not constant.exact or constant.dtype not in walking.FLOATS:
         return
