@@ -86,6 +86,11 @@ def test_an_input_that_contradicts_the_model_is_a_usage_error(text: str) -> None
         with_inputs(signature(IMAGE), [parse_input(text)])
 
 
+def test_a_scalar_takes_no_axis() -> None:
+    with pytest.raises(UsageError):
+        with_inputs(signature(Port("scale", "float32", ())), [parse_input("scale:3")])
+
+
 def test_more_inputs_than_the_model_has_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="1 inputs"):
         with_inputs(signature(IMAGE), [parse_input("1,3,8,8"), parse_input("1,3,8,8")])

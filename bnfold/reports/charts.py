@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bnfold.errors import clean
-from bnfold.reports.text import figure
+from bnfold.reports.text import figure, layer_names
 
 COLOURS = {"--text": "#010101", "--muted": "#020202", "--line": "#030303", "--accent": "#040404", "--bad": "#050505"}
 """What each colour of the page is called while matplotlib draws; the page gives the names their values."""
@@ -74,12 +74,9 @@ def limits(check: Facts) -> str | None:
 
 
 def _measured(check: Facts) -> Iterator[Measured]:
-    """What has a number and a limit; an output is held to the limit of L4. A layer that is there a second time compares
-    an export with its program."""
-    seen: set[str] = set()
-    for layer in check["layers"]:
-        name = f"{layer['layer']} export" if layer["layer"] in seen else layer["layer"]
-        seen.add(layer["layer"])
+    """What has a number and a limit; an output is held to the limit of L4."""
+    names = layer_names(layer["layer"] for layer in check["layers"])
+    for name, layer in zip(names, check["layers"], strict=True):
         if _has(layer["figure"]) and _positive(layer["limit"]):
             yield Measured(name, float(layer["figure"]), float(layer["limit"]), layer["status"])
     ends = [layer for layer in check["layers"] if layer["layer"] == "L4" and _positive(layer["limit"])]

@@ -16,7 +16,7 @@ from bnfold.errors import clean
 from bnfold.graph import Reason, Refusal, Site
 from bnfold.outcome import Outcome, titled
 from bnfold.reports.report import Report, identified, interval
-from bnfold.reports.text import duration, figure, number, plural, size
+from bnfold.reports.text import duration, figure, layer_names, number, plural, size
 from bnfold.run import FileRecord, Finding, Run
 from bnfold.verify.result import Layer, Verification
 
@@ -174,12 +174,9 @@ def because(layer: Layer) -> str:
     return f"{said} (at {where})" if where and not named else said
 
 
-def layers(check: Verification) -> Iterator[tuple[str, Layer]]:
-    """The layers by name; one that is there a second time compares an export with its program."""
-    seen: set[str] = set()
-    for layer in check.layers:
-        yield f"{layer.layer} export" if layer.layer in seen else layer.layer, layer
-        seen.add(layer.layer)
+def layers(check: Verification) -> Iterable[tuple[str, Layer]]:
+    """The layers, each by its name."""
+    return zip(layer_names(layer.layer for layer in check.layers), check.layers, strict=True)
 
 
 def errors(run: Run) -> Iterator[tuple[str, str, str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 WIDTH = 80
@@ -28,6 +28,14 @@ def number(count: int | None) -> str:
 def figure(value: float | None) -> str:
     """A measured figure for people: three digits."""
     return "?" if value is None else f"{value:.3g}"
+
+
+def layer_names(layers: Iterable[str]) -> list[str]:
+    """The layers of a check by name; one that is there a second time compares an export with its program."""
+    names: list[str] = []
+    for layer in layers:
+        names.append(f"{layer} export" if layer in names else layer)
+    return names
 
 
 def duration(seconds: float | None) -> str:

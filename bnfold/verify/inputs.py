@@ -103,7 +103,7 @@ def _position(ports: Sequence[Port], spec: InputSpec, position: int) -> int:
 
 def _refined(port: Port, spec: InputSpec) -> Port:
     """A word leaves an axis open: where the model has a size, that is it."""
-    known = port.shape or (None,) * len(spec.shape)
+    known = (None,) * len(spec.shape) if port.shape is None else port.shape
     fits = len(known) == len(spec.shape) and all(
         isinstance(given, str) or size in (None, given) or isinstance(size, str)
         for size, given in zip(known, spec.shape, strict=True)

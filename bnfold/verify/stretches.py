@@ -159,9 +159,8 @@ class Both:
         floats = self.reference.tissue.floats
         inside = [floats[name] for step in stretch.before.steps for name in step.outputs if name in floats]
         ends = floats[stretch.before.output], self.candidate.tissue.floats[stretch.after.output]
-        dtype = max(
-            (*inside, *ends), key=lambda name: EPSILONS[name]
-        )  # a runtime may skip a rounding and its cast back
+        # a runtime may skip a rounding inside and its cast back
+        dtype = max((*inside, *ends), key=lambda name: EPSILONS[name])
         natural, dense = Noise(dtype), Noise(dtype)
         for is_natural, *results in self.results(stretch, seed):
             (natural if is_natural else dense).add(*results)

@@ -61,10 +61,9 @@ def _name_axes(model: Any, axes: tuple[tuple[int | str, ...], ...]) -> None:
         values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
         for value in values:
             for axis, size in enumerate(value.shape or ()):
-                if not isinstance(size, int) and size.value and size.value.isdigit():
-                    value.shape[axis] = int(size.value)
-                elif not isinstance(size, int) and size.value:
-                    value.shape[axis] = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
+                if not isinstance(size, int) and size.value:
+                    named = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
+                    value.shape[axis] = int(named) if named.isdigit() else named
 
 
 def _strip(model: Any) -> None:
