@@ -68,8 +68,7 @@ class Outcome:
                 "source": {"file": self.site.source[0], "line": self.site.source[1]} if self.site.source else None,
                 "outcome": self.status,
                 "rule": self.rule,
-                "into": [{"node": taker.name, "op": taker.op} for taker in self.into],
-                "via": [{"node": crossed.name, "op": crossed.op} for crossed in self.via],
+                **{key: [_node(site) for site in sites] for key, sites in (("into", self.into), ("via", self.via))},
                 "reason": _reason(self.refusal),
                 "copied_bytes": self.copied_bytes,
             }
@@ -85,6 +84,10 @@ class Outcome:
 def titled(site: Site) -> str:
     """A node in the user's words: its module if that is known."""
     return site.module or site.name
+
+
+def _node(site: Site) -> dict[str, str | None]:
+    return {"node": site.name, "op": site.op, "module": site.module}
 
 
 def _reason(refusal: Refusal | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bnfold.errors import UsageError, clean
 
@@ -104,18 +104,31 @@ class Finding:
     channels: tuple[int, ...] = ()
 
 
+class Uneven(NamedTuple):
+    """How uneven the weights of an operator are, before and after, and the output channels that make it so.
+
+    None where no weight is other than zero. `channels` are at most eight, the worst first.
+    """
+
+    before: float | None = None
+    after: float | None = None
+    channels: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Range:
     """The largest magnitude among the weights of the operators that took an affine in, before and after, and flags.
 
-    `spread`, before and after: how many times larger the weights of the largest output channel are than those of the
-    median one, in the operator where that is most after folding; None where no weight is other than zero.
+    `spread`: how many times larger the weights of the largest output channel are than those of the median one.
+    `crest`: how many times larger the largest weight of an output channel is than their root mean square, in the
+    channel where that is most. Each in the operator where it is most after folding.
     """
 
     before: float
     after: float
     flags: tuple[str, ...] = ()
-    spread: tuple[float | None, float | None] = (None, None)
+    spread: Uneven = field(default_factory=Uneven)
+    crest: Uneven = field(default_factory=Uneven)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ SEVERITIES: dict[Condition | Reason, str] = {
     Condition.CONSTANT_CHANNELS: BY_SHARE,
     Condition.FLOAT16_OVERFLOW: "warning",
     Condition.SCALE_SPREAD: "note",
+    Condition.CHANNEL_PEAK: "note",
     Condition.DROPOUT_BEFORE_NORM: "note",
     Condition.UNUSUAL_MOMENTUM: "note",
     Condition.UNUSUAL_EPSILON: "note",

@@ -79,7 +79,7 @@ def test_a_dict_has_what_the_json_report_has() -> None:
     found = run.fold.to_dict()
     assert (found["merges"], found["unmerged"]) == (report["merges"], report["unmerged"])
     assert found["summary"].items() <= report["summary"].items()
-    of_weights = {"range", "spread", "flags"}
+    of_weights = {"range", "spread", "crest", "flags"}
     assert found["affines"] == [{key: row[key] for key in row if key not in of_weights} for row in report["affines"]]
     assert bnfold.Folded(run, run.fold).to_dict() == {"model": "Run", **found}
 

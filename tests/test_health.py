@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -24,7 +25,7 @@ from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
 from bnfold.graph import Site
-from bnfold.outcome import FoldReport, Outcome
+from bnfold.outcome import FoldReport, Merged, Outcome
 from bnfold.pipeline import run_inspect
 from bnfold.reports import explain
 from bnfold.reports.conditions import FOUND_REASONS, Condition
@@ -203,6 +204,35 @@ def taken(numbers: list[float], former: float = 1.0) -> list[Told]:
 )
 def test_what_folding_did_to_an_operator(numbers: list[float], former: float, told: list[Told]) -> None:
     assert taken(numbers, former) == told
+
+
+PLAIN, PEAKED = [1.0] * 99 + [-1.0], [0.1] * 99 + [-4.0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "merges", "before", "after", "channels"),
+    [
+        ("into-consumer", False, [PLAIN, PLAIN], [PLAIN, PEAKED], (1,)),
+        ("merge-branches", False, [PLAIN, PLAIN], [PEAKED, PEAKED], (0, 1)),
+        ("into-producer", True, [PLAIN, PLAIN], [PLAIN, PEAKED], (1,)),
+        ("into-producer", False, [PLAIN, PLAIN], [PLAIN, PEAKED], None),
+        ("into-consumer", False, [PLAIN, PEAKED], [PEAKED, PEAKED], (0,)),
+        ("into-consumer", False, [PEAKED, PEAKED], [PEAKED, PEAKED], None),
+        ("into-consumer", False, [PLAIN, PLAIN], [PLAIN, [0.6] * 99 + [4.9]], None),
+        ("into-consumer", False, [PLAIN, PLAIN], [PLAIN, [math.nan] * 99 + [4.9]], None),
+        ("into-consumer", False, [PLAIN], [PLAIN, PEAKED], (1,)),
+    ],
+)
+def test_weights_far_above_the_others_of_their_channel(
+    rule: str, merges: bool, before: Any, after: Any, channels: tuple[int, ...] | None
+) -> None:
+    into = Site("op", "Conv", "net.conv")
+    merged = (Merged("merge-branches", into, (Site("other", "Conv"),), 0, 0, None, None),) * merges
+    report = FoldReport((Outcome(Site("bn", "BatchNormalization"), 2, 1, rule, (into,), None),), merges=merged)
+    then, now = (Evidence({}, {"op": StoredLinear("linear", np.array(each), None)}) for each in (before, after))
+    told = [(finding.code, finding.channels) for finding in findings(then, now, report)]
+    assert told == ([] if channels is None else [("channel-peak", channels)])
+    assert all("of net.conv:" in finding.message for finding in findings(then, now, report))
 
 
 def norm(**stored: Any) -> StoredNorm:

@@ -32,7 +32,7 @@ from bnfold.graph import Reason, Site
 from bnfold.outcome import FoldReport, Merged, Outcome
 from bnfold.reports import charts, files, html
 from bnfold.reports.json import document
-from bnfold.run import Finding, Range, Run
+from bnfold.run import Finding, Range, Run, Uneven
 from bnfold.verify.result import Layer, Status, Verdict
 
 HOSTILE = f"<script>alert(1)</script>\"'><img src=http://evil.test/x onerror=alert(1)>$\\frac{{{NASTY}</style>"
@@ -44,7 +44,8 @@ def rich_run(**names: Any) -> Run:
     run = full_run(folded(**names), left("bn2", blocker=names.get("into", "conv2")), elementwise())
     merge = Merged("merge-branches", Site("conv3", "Conv"), (Site("conv4", "Conv"),), 100, 10, None, 1.5)
     run.fold = replace(run.fold, merges=(merge,))  # type: ignore[type-var]
-    run.ranges = lambda: {names.get("name", "bn1"): Range(0.5, 70000.0, ("float16-overflow",), (2.0, 32.0))}
+    uneven = Uneven(2.0, 32.0, (6, 4)), Uneven(3.0, 12.0, (5,))
+    run.ranges = lambda: {names.get("name", "bn1"): Range(0.5, 70000.0, ("float16-overflow",), *uneven)}
     run.bench = benchmark(Comparison.FASTER)
     run.warn("pickle-trusted", "this file was allowed to run code")
     return run
@@ -152,12 +153,13 @@ def test_it_says_everything(rich_page: str) -> None:
 def test_every_chart_is_named_and_tells_its_numbers(rich_page: str) -> None:
     tree = lxml_html.document_fromstring(rich_page)
     charts = {svg.get("aria-labelledby").split("-")[0]: svg for svg in tree.iter("svg")}
-    assert set(charts) == {"limits", "range", "spread", "intervals"}
+    assert set(charts) == {"limits", "range", "spread", "crest", "intervals"}
     assert all(svg.get("role") == "img" for svg in charts.values())
     told = {name: svg.find("desc").text for name, svg in charts.items()}
     assert told["limits"] == "L0: 0.5 of 0.5, within its limit"
     assert told["range"] == "A001: 0.5, then 7e+04"
     assert told["spread"] == "A001: 2, then 32"
+    assert told["crest"] == "A001: 3, then 12"
     assert told["intervals"] == "control: 1.00 [0.99, 1.01]"
 
 
@@ -257,9 +259,9 @@ def test_the_counts_of_a_part() -> None:
     run.fold = replace(run.fold, merges=(merge,))  # type: ignore[type-var]
     rows = [" ".join(row.itertext()) for row in lxml_html.document_fromstring(rendered(run)).iter("tr")]
     assert [" ".join(row.split()) for row in rows if row.split()[0] in ("a", "b", "c")] == [
-        "a 2 1 0 0 0",
-        "b 1 0 1 1 2",
-        "c 1 0 0 0 0",
+        "a 2 → 1 0 → 0 0",
+        "b 1 → 0 1 → 1 2",
+        "c 1 → 0 0 → 0 0",
     ]
 
 

@@ -66,6 +66,12 @@ class Condition(Enum):
         "quantise weights per channel, or equalise the layers first (Nagel et al., 2019, arXiv 1906.04721)",
         "a depthwise convolution whose folded weights reach 40 in one channel and 0.5 in the others",
     )
+    CHANNEL_PEAK = (
+        "channel-peak",
+        "folding made few weights of a channel so large that int8 leaves the others less than 16 of its 127 steps",
+        "quantise with 8-bit weights, compare --merge never on your own data, or keep the operator in float",
+        "the identity branch of a RepVGG block: one tap of 2.4 among weights of 0.1, in the same channel",
+    )
     DROPOUT_BEFORE_NORM = (
         "dropout-before-norm",
         "a dropout is in front of a batch norm: its input varied more in training than it does at inference",

@@ -7,30 +7,28 @@ training gives (`statistics`), and numbers that the type of a folded operator, f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredLinear, Tensor
-from bnfold.graph import Reason
+from bnfold.graph import Reason, Site
 from bnfold.outcome import FoldReport, Outcome
+from bnfold.reports.channels import crests, magnitudes, usable
 from bnfold.reports.conditions import Condition
 from bnfold.reports.report import identified
 from bnfold.reports.statistics import FLOAT16_LARGEST, Channels, indices, remarks, told
 from bnfold.run import Finding
 
-# The smallest number of full precision, by the name of its type.
-SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
-
 LARGE_CANCELLATION = 1000.0
 """The terms of a merged kernel are so many times larger than their sum."""
 
-PART = 1 << 20
-"""How many weights are looked at together."""
-
 LARGE_SPREAD = 32.0
 """One int8 scale has 127 steps for the largest channel; a channel so many times smaller has less than four of them."""
+
+LARGE_CREST = 8.0
+"""The largest weight of a channel over their root mean square, which is then less than 16 of the 127 steps of int8.
+Normally distributed weights reach half of it."""
 
 
 def findings(original: Evidence, folded: Evidence, report: FoldReport) -> list[Finding]:
@@ -73,23 +71,29 @@ def _name(outcome: Outcome) -> str:
 
 def _operators(original: Evidence, folded: Evidence, report: FoldReport) -> Iterator[Finding]:
     """What folding did to the numbers of each operator that took an affine in, with the first affine that it took."""
-    takers: dict[str, str] = {}
+    takers: dict[Site, str] = {}
+    uneven = {merged.into.name for merged in report.merges}
     for identity, outcome in identified(report):
         for site in outcome.into:
-            takers.setdefault(site.name, identity)
-    for name, identity in takers.items():
-        before, after = original.linears.get(name), folded.linears.get(name)
+            takers.setdefault(site, identity)
+            if outcome.rule != "into-producer":
+                uneven.add(site.name)
+    for site, identity in takers.items():
+        before, after = original.linears.get(site.name), folded.linears.get(site.name)
         if before is not None and after is not None:
+            name = site.module or site.name
             yield from _changed(name, identity, before, after)
+            if site.name in uneven:
+                yield from _peaks(name, identity, before, after)
 
 
 def _changed(name: str, identity: str, before: StoredLinear, after: StoredLinear) -> Iterator[Finding]:
     """Three looks at the channels of the operator as it is now, and one at how it was where they show something."""
-    weights, small = _looked(after)
+    weights, small = magnitudes(after)
     largest = _with_bias(weights, after.bias)
     over = largest > FLOAT16_LARGEST
     if small.any() or over.any():
-        then, was_small = _looked(before)
+        then, was_small = magnitudes(before)
         if then.shape == weights.shape:
             small = small & ~was_small
             over = over & ~(_with_bias(then, before.bias) > FLOAT16_LARGEST)
@@ -104,7 +108,7 @@ def _changed(name: str, identity: str, before: StoredLinear, after: StoredLinear
 
 def _spread(name: str, identity: str, largest: NDArray[np.float64]) -> Iterator[Finding]:
     """The channels that a scale for the whole tensor would be made for, where it leaves half of the others little."""
-    used = largest[np.isfinite(largest) & (largest > 0)]
+    used = usable(largest)
     if not used.size:
         return
     median = float(np.median(used))
@@ -116,41 +120,22 @@ def _spread(name: str, identity: str, largest: NDArray[np.float64]) -> Iterator[
         yield _finding(Condition.SCALE_SPREAD, "note", message, identity, wide)
 
 
-def _with_bias(weights: NDArray[Any], bias: Tensor | None) -> NDArray[np.float64]:
+def _peaks(name: str, identity: str, before: StoredLinear, after: StoredLinear) -> Iterator[Finding]:
+    """The channels in which few weights are far larger now than the others, where they were not before."""
+    now = crests(after)
+    if not (high := now > LARGE_CREST).any():
+        return
+    then = crests(before)
+    if then.shape == now.shape:
+        high &= ~(then > LARGE_CREST)
+    if high.any():
+        message = (
+            f"{told(high)} of {name}: the largest folded weight is up to {now[high].max():.3g} times the root mean "
+            "square of its channel"
+        )
+        yield _finding(Condition.CHANNEL_PEAK, "note", message, identity, high)
+
+
+def _with_bias(weights: NDArray[np.float64], bias: Tensor | None) -> NDArray[np.float64]:
     """The largest magnitude of each output channel, given that of its weights."""
-    wide = np.asarray(weights, np.float64)
-    return wide if bias is None or bias.size != wide.size else np.maximum(wide, np.abs(bias.reshape(-1)))
-
-
-def _looked(linear: StoredLinear) -> tuple[NDArray[np.float64], Channels]:
-    """Of each output channel: the largest magnitude of its weights, and whether a weight or its bias is subnormal. A
-    bounded part of the weights at a time."""
-    weight, bias = _by_channel(linear), linear.bias
-    count = len(weight)
-    largest, small = np.zeros(count), np.zeros(count, np.bool_)
-    step = max(1, PART // max(weight.shape[1], 1))
-    for start in range(0, count, step):
-        rows = np.abs(weight[start : start + step])
-        largest[start : start + step] = rows.max(axis=1, initial=0)
-        small[start : start + step] = is_subnormal(rows).any(axis=1)
-    if bias is not None and bias.size == count:
-        small |= is_subnormal(np.abs(bias.reshape(-1)))
-    return largest, small
-
-
-def _by_channel(linear: StoredLinear) -> NDArray[Any]:
-    """The weight with a row for each output channel."""
-    weight = linear.weight
-    if linear.layout == "conv_transpose":
-        grouped = weight.reshape(linear.groups, -1, *weight.shape[1:])
-        return np.moveaxis(grouped, 2, 1).reshape(linear.groups * weight.shape[1], -1)
-    if linear.layout == "matmul":
-        return np.moveaxis(weight, -1, 0).reshape(weight.shape[-1], -1)
-    return weight.reshape(weight.shape[0], -1)
-
-
-def is_subnormal(magnitudes: Tensor) -> Channels:
-    """Which magnitudes are too small for the full precision of their type, but not zero."""
-    smallest = np.asarray(SMALLEST_NORMAL.get(magnitudes.dtype.name, 0.0), magnitudes.dtype)
-    with np.errstate(invalid="ignore"):  # a NaN is neither
-        return np.asarray((magnitudes > 0) & (magnitudes < smallest))
+    return weights if bias is None or bias.size != weights.size else np.maximum(weights, np.abs(bias.reshape(-1)))

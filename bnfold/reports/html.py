@@ -80,11 +80,13 @@ def page(facts: Facts) -> str:
         speed=_speed(facts["bench"]),
         reasons=list(_reasons(facts["affines"])),
         shown=shown,
-        weights=charts.changed(facts["affines"], "spread"),
+        spread=charts.changed(facts["affines"], "spread"),
+        crest=charts.changed(facts["affines"], "crest"),
         flagged=[each for each in facts["affines"] if each["flags"]],
         limits=_chart(facts["check"] and charts.limits(facts["check"])),
         ranges=_chart(charts.change(facts["affines"], "range", "The largest weight", FLOAT16_LARGEST)),
         spreads=_chart(charts.change(facts["affines"], "spread", "How far apart the channels of an operator are")),
+        crests=_chart(charts.change(facts["affines"], "crest", "How far apart the weights of a channel are")),
         intervals=_chart(facts["bench"] and charts.intervals(facts["bench"])),
         repeat=shlex.join(["bnfold", *facts["argv"]]),
     )
@@ -230,9 +232,14 @@ def where(affine: Facts) -> str:
     return short(affine["module"] or affine["name"])
 
 
-def bits(spread: float | str) -> str:
-    """How many bits half of the channels lose where integer weights share one scale."""
-    return f"{math.log2(float(spread)):.1f}"
+def takers(affine: Facts) -> str:
+    """The operators that took an affine in, in the user's words."""
+    return some(node["module"] or node["node"] for node in affine["into"])
+
+
+def bits(factor: float | str) -> str:
+    """How many bits a step loses that is made for weights so many times larger."""
+    return f"{math.log2(float(factor)):z.1f}"
 
 
 def figure(value: float | str | None) -> str:
@@ -262,7 +269,7 @@ ENVIRONMENT.filters |= {
     "number": text.number,
     "plural": text.plural,
     "size": text.size,
-    **{made.__name__: made for made in (figure, duration, chain, some, short, where, obstacles, bits)},
+    **{made.__name__: made for made in (figure, duration, chain, some, short, where, obstacles, takers, bits)},
 }
 ENVIRONMENT.globals |= {
     "LAYERS": LAYERS,

@@ -15,7 +15,7 @@ from bnfold.model import ModelFacts
 from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports.environment import environment, tool_version
 from bnfold.reports.report import SCHEMA, Report, identified
-from bnfold.run import FileRecord, Finding, Range, Run
+from bnfold.run import FileRecord, Finding, Range, Run, Uneven
 
 
 def render(report: Report) -> str:
@@ -114,9 +114,14 @@ def _affine(identity: str, outcome: Outcome, found: Range | None) -> dict[str, A
         "id": identity,
         **outcome.to_dict(),
         "range": {"before": found.before if found else None, "after": found.after if found else None},
-        "spread": dict(zip(("before", "after"), found.spread if found else (None, None), strict=True)),
+        "spread": _uneven(found.spread if found else Uneven()),
+        "crest": _uneven(found.crest if found else Uneven()),
         "flags": list(found.flags) if found else [],
     }
+
+
+def _uneven(found: Uneven) -> dict[str, Any]:
+    return {"before": found.before, "after": found.after, "channels": list(found.channels)}
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 Flags: `float16-overflow`, a number that float16 does not hold where the original had none; `subnormal`, numbers too
 small for the full precision of their type where the original had fewer.
-How far apart the channels of one operator are says what integer weights lose that share one scale.
+How far apart the channels of one operator are says what integer weights lose that share one scale, and how far apart
+the weights of one channel are what they lose with a scale for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,17 @@ from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredLinear
 from bnfold.outcome import FoldReport
-from bnfold.reports.findings import is_subnormal
+from bnfold.reports.channels import Magnitudes, crests, is_subnormal, magnitudes, usable
 from bnfold.reports.statistics import FLOAT16_LARGEST
-from bnfold.run import Range
+from bnfold.run import Range, Uneven
 
 CHUNK = 1 << 20
+
+MOST_CHANNELS = 8
+FAR = 2.0
+"""A channel is named whose largest weight is so many times the median channel's: it costs the others a bit."""
+PEAKED = 4.0
+"""A channel is named whose crest factor is more: normally distributed weights seldom reach it."""
 
 
 def ranges(original: Evidence, folded: Evidence, report: FoldReport) -> dict[str, Range]:
@@ -28,18 +35,24 @@ def ranges(original: Evidence, folded: Evidence, report: FoldReport) -> dict[str
     names = dict.fromkeys(site.name for outcome in report.outcomes for site in outcome.into)
     both = [name for name in names if name in original.linears and name in folded.linears]
     known = {name: (_extremes(original.linears[name]), _extremes(folded.linears[name])) for name in both}
-    spreads = {name: (_spread(original.linears[name]), _spread(folded.linears[name])) for name in both}
+    spreads = {name: _spread(original.linears[name], folded.linears[name]) for name in both}
+    peaks = {name: _crest(original.linears[name], folded.linears[name]) for name in both}
     found = {}
     for outcome in report.outcomes:
-        pairs = [known[site.name] for site in outcome.into if site.name in known]
-        if pairs:
+        takers = [site.name for site in outcome.into if site.name in known]
+        if takers:
+            pairs = [known[name] for name in takers]
             before, after = (max(pair[side][0] for pair in pairs) for side in (0, 1))
             overflows = before <= FLOAT16_LARGEST < after
             fresh = any(now > then for (_, then), (_, now) in pairs)
             flags = ("float16-overflow",) * overflows + ("subnormal",) * fresh
-            worst = max((spreads[site.name] for site in outcome.into if site.name in known), key=lambda at: at[1] or 0)
-            found[outcome.site.name] = Range(before, after, flags, worst)
+            spread, crest = (_most(of[name] for name in takers) for of in (spreads, peaks))
+            found[outcome.site.name] = Range(before, after, flags, spread, crest)
     return found
+
+
+def _most(each: Iterable[Uneven]) -> Uneven:
+    return max(each, key=lambda at: at.after or 0)
 
 
 def _extremes(linear: StoredLinear) -> tuple[float, int]:
@@ -53,21 +66,38 @@ def _extremes(linear: StoredLinear) -> tuple[float, int]:
     return largest, small
 
 
-def _spread(linear: StoredLinear) -> float | None:
+def _spread(before: StoredLinear, after: StoredLinear) -> Uneven:
     """How many times larger the largest weight of the largest output channel is than that of the median one, of those
     that have one: half of the channels lose log2 of it, in bits, where one integer scale serves the whole tensor."""
-    weight = linear.weight
-    kept: tuple[int, ...] = (0,)
-    if linear.layout == "conv_transpose":
-        weight, kept = weight.reshape(linear.groups, -1, *weight.shape[1:]), (0, 2)
-    elif linear.layout == "matmul":
-        kept = (weight.ndim - 1,)
-    others = tuple(axis for axis in range(weight.ndim) if axis not in kept)
-    with np.errstate(invalid="ignore"):  # a NaN is passed over
-        high, low = (ends.reduce(weight, axis=others, initial=0) for ends in (np.fmax, np.fmin))
-    largest = np.maximum(high.astype(np.float64), -low.astype(np.float64))
-    largest = largest[(largest > 0) & np.isfinite(largest)]
-    return float(largest.max() / np.median(largest)) if largest.size else None
+    (then, _), (now, _) = magnitudes(before), magnitudes(after)
+    return Uneven(_over_median(then), _over_median(now), _worst(now, FAR * _median(now)))
+
+
+def _crest(before: StoredLinear, after: StoredLinear) -> Uneven:
+    """The largest crest factor of an output channel: what integer weights lose that have a scale for each channel."""
+    then, now = crests(before), crests(after)
+    return Uneven(_largest(then), _largest(now), _worst(now, PEAKED))
+
+
+def _over_median(values: Magnitudes) -> float | None:
+    largest = _largest(values)
+    return None if largest is None else largest / _median(values)
+
+
+def _median(values: Magnitudes) -> float:
+    used = usable(values)
+    return float(np.median(used)) if used.size else 0.0
+
+
+def _largest(values: Magnitudes) -> float | None:
+    used = usable(values)
+    return float(used.max()) if used.size else None
+
+
+def _worst(values: Magnitudes, limit: float) -> tuple[int, ...]:
+    """The first few channels beyond a limit, the worst of all first."""
+    order = np.argsort(-values, kind="stable")
+    return tuple(int(channel) for channel in order if limit < values[channel] < np.inf)[:MOST_CHANNELS]
 
 
 def _parts(linear: StoredLinear) -> Iterator[NDArray[Any]]:
