@@ -611,6 +611,7 @@ def test_untouched_operators_must_be_identical() -> None:
     assert status(replace(other, bias=np.ones(2, np.float32)), kept) is Status.FAIL
     assert status(replace(other, alpha=2.0), kept) is Status.FAIL
     assert status(other, replace(kept, epsilon=1e-3)) is Status.FAIL
+    assert status(other, replace(kept, kept=0.9, dropout=0.5, rectified=True)) is Status.PASS
     assert status(None, kept) is Status.WARN
 
 
