@@ -5,7 +5,8 @@
     python benchmarks/reasons.py --cache zoo --models densenet121 --draw 0
 
 The named blocker becomes an Identity of an input through which the affine would come (of as many of its places as the
-blocker makes, where that is fewer); a reader that is in the way (`shared-output`) becomes the constant 1, in its shape.
+blocker makes, where that is fewer), or, if it is a convolution with padding, loses that; a reader that is in the way
+(`shared-output`) becomes the constant 1, in its shape.
 Where the refusal names further nodes, they go too. Then the batch norm of that name must fold. What folded already has
 folded: the change is made to the folded network. Exit code 1 if one does not. What is needed is said in `zoo.py`.
 """
@@ -28,11 +29,13 @@ from bnfold.outcome import FoldReport, Outcome
 
 # A blocker does not say by which input it is crossed; all that it can be is tried.
 TRIALS_AT_MOST = 24
+BARE = -1
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One change: the node becomes an Identity of input `port`, or, where that is None, no longer reads."""
+    """One change: the node becomes an Identity of input `port`, or, where that is None, no longer reads, or, where it
+    is `BARE`, pads no longer."""
 
     node: str
     port: int | None
@@ -86,7 +89,8 @@ class Trials:
         node = self.nodes[name]
         running = [port for port, value in enumerate(node.inputs) if value is not None and value.const_value is None]
         below = [port for port in running if norm in ancestors(node.inputs[port])]
-        return [Cut(name, port) for port in below or running]
+        bare = [Cut(name, BARE)] * ("pads" in node.attributes or "auto_pad" in node.attributes)
+        return [*bare, *(Cut(name, port) for port in below or running)]
 
 
 def by_name(model: ir.Model) -> dict[str, ir.Node]:
@@ -113,6 +117,10 @@ def cut(model: ir.Model, cuts: Iterable[Cut]) -> ir.Model:
     nodes = by_name(changed)
     for each in cuts:
         node = nodes[each.node]
+        if each.port == BARE:
+            for name in ("pads", "auto_pad"):
+                node.attributes.pop(name, None)
+            continue
         for index, value in enumerate(node.outputs):
             replacement = one(changed, value) if each.port is None or index else wire(node, each.port)
             value.replace_all_uses_with(replacement, replace_graph_outputs=True)

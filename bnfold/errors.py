@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from enum import IntEnum
 
 _UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -40,16 +41,24 @@ class BnfoldError(Exception):
     """The base of every error that bnfold raises on purpose.
 
     `str(error)` is one sentence; `code` is kebab-case and stable; `hint` is what to do next (often a complete command).
-    Names from a file stand in it as they may be shown.
+    `details` are for programs, as JSON holds them. Names from a file stand in it as they may be shown.
     """
 
     exit_code: Exit = Exit.INTERNAL
     default_code: str = "internal"
 
-    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        details: Mapping[str, list[str]] | None = None,
+    ) -> None:
         super().__init__("\n".join(map(clean, message.split("\n"))))
         self.code = code or self.default_code
         self.hint = hint
+        self.details = {key: list(map(clean, texts)) for key, texts in (details or {}).items()}
 
 
 class UsageError(BnfoldError):

@@ -7,6 +7,7 @@ round after each fold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -46,15 +47,17 @@ def fold(graph: Graph[N, V], options: FoldOptions = FoldOptions()) -> FoldReport
     }
     closed: set[Hashable] = set()
     given_up: set[N] = set()
+    growth = 1.0
     while True:
         plan, refusals = decide(graph, refused, merge=options.merge == "auto", closed=closed)
+        growth = max(growth, _growth(plan))
         costliest = _over_budget(plan, options.max_growth)
         if costliest is None:
             break
         assert costliest not in closed, "no copy is made of a weight that is closed"
         closed.add(costliest)
         given_up.update(_writing(plan, costliest))
-    refusals |= dict.fromkeys(given_up & refusals.keys(), Refusal(Reason.GROWTH_BUDGET))
+    refusals |= dict.fromkeys(given_up & refusals.keys(), Refusal(Reason.GROWTH_BUDGET, growth=growth))
     if options.leftover == "affine":
         _lower(plan, refusals)
     report = _report(plan, refusals)
@@ -180,6 +183,11 @@ def _wanted(site: Site, options: FoldOptions) -> bool:
         return any(fnmatchcase(name, pattern) for name in (site.name, site.module) if name for pattern in patterns)
 
     return (not options.include or named(options.include)) and not named(options.exclude)
+
+
+def _growth(plan: Plan[N, V]) -> float:
+    """The `max_growth` that all copies of a plan take, rounded up."""
+    return 1 + math.ceil(100 * sum(plan.copies().values()) / max(plan.parameter_bytes(), 1)) / 100
 
 
 def _over_budget(plan: Plan[N, V], max_growth: float) -> Hashable | None:

@@ -204,7 +204,8 @@ class Refusal:
     """ "No" is an answer: why, and which node stands in the way (None: the affine itself, or no node).
 
     `also` are the nodes that would have to go too; those in `readers` are in the way only because they read a value
-    that would change. `node` is the blocker as its graph knows it.
+    that would change. `node` is the blocker as its graph knows it. `growth` is the `max_growth` with which no
+    copy would be refused, rounded up.
     """
 
     reason: Reason
@@ -212,6 +213,12 @@ class Refusal:
     node: object = field(default=None, compare=False, repr=False)
     also: tuple[str, ...] = ()
     readers: tuple[str, ...] = field(default=(), compare=False)
+    growth: float | None = field(default=None, compare=False)
+
+    @property
+    def remedy(self) -> str:
+        """What to do, with the number that it takes."""
+        return self.reason.remedy if self.growth is None else f"{self.reason.remedy} to {self.growth:.2f}"
 
 
 @dataclass(frozen=True)

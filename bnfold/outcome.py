@@ -96,7 +96,7 @@ def _reason(refusal: Refusal | None) -> dict[str, Any] | None:
     return {
         "code": refusal.reason.code,
         "message": refusal.reason.message,
-        "remedy": refusal.reason.remedy,
+        "remedy": refusal.remedy,
         "blocker": refusal.blocker,
         "also": list(refusal.also),
     }

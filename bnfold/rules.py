@@ -66,9 +66,10 @@ class Wire:
 class Draft(Generic[N, V]):
     """What one attempt has decided so far.
 
-    `obstacles` is None where the attempt ends at the first refusal. Else it goes on as if the blocker were an Identity,
-    or, where it only reads a value that would change, as if it did not; and the refusal is noted. `wires` and `absent`
-    are the nodes so taken. `asked` counts the questions of an attempt and of all that were tried within it.
+    `obstacles` is None where the attempt ends at the first refusal. Else the refusal is noted, and it goes on as if the
+    blocker were an Identity; where that only reads a value that would change, as if it did not, and where its border is
+    in the way, as if it had none. `wires`, `absent` and `bare` are the nodes so taken. `asked` counts the questions of
+    an attempt and of all that were tried within it.
     """
 
     graph: View[N, V]
@@ -80,6 +81,7 @@ class Draft(Generic[N, V]):
     asked: list[int] = field(default_factory=lambda: [0])
     wires: set[N] = field(default_factory=set)
     absent: set[N] = field(default_factory=set)
+    bare: set[N] = field(default_factory=set)
 
     def read(self, node: N) -> Reading:
         if node in self.wires:
@@ -97,7 +99,8 @@ class Draft(Generic[N, V]):
         """Go on without this obstacle, if that is what was asked and it is one that could go."""
         if self.obstacles is None or refusal.node is None or len(self.obstacles) >= MOST_OBSTACLES:
             return False
-        node, known = cast(N, refusal.node), self.absent if refusal.reason is Reason.SHARED_OUTPUT else self.wires
+        node = cast(N, refusal.node)
+        known = {Reason.SHARED_OUTPUT: self.absent, Reason.PADDED_BORDER: self.bare}.get(refusal.reason, self.wires)
         if node in known:
             return False
         known.add(node)
@@ -107,12 +110,13 @@ class Draft(Generic[N, V]):
     def copy(self) -> Draft[N, V]:
         lists = (list(self.vanished), list(self.via), list(self.taken))
         obstacles = None if self.obstacles is None else list(self.obstacles)
-        return Draft(self.graph, dict(self.writes), *lists, obstacles, self.asked, set(self.wires), set(self.absent))
+        supposed = (set(self.wires), set(self.absent), set(self.bare))
+        return Draft(self.graph, dict(self.writes), *lists, obstacles, self.asked, *supposed)
 
     def become(self, other: Draft[N, V]) -> None:
         """Take the decisions of an attempt that succeeded."""
         self.writes, self.vanished, self.via, self.taken = other.writes, other.vanished, other.via, other.taken
-        self.wires, self.absent = other.wires, other.absent
+        self.wires, self.absent, self.bare = other.wires, other.absent, other.bare
         if self.obstacles is not None:
             self.obstacles[:] = other.obstacles or ()
 
@@ -122,7 +126,7 @@ class Draft(Generic[N, V]):
         affine = affine.onto(channels, axis)
         if (affine.axis, affine.channels) != (axis, channels):
             return self.refuse(Reason.AXIS_DIFFERS, node)
-        if side == "before" and op.bordered and affine.shifts:
+        if side == "before" and op.bordered and affine.shifts and node not in self.bare:
             return self.refuse(Reason.PADDED_BORDER, node)
         folded = affine @ op if side == "after" else op @ affine
         reason = None if self.obstacles else self.graph.fits(node, folded)  # what is supposed need not be evaluated

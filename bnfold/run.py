@@ -149,6 +149,7 @@ class Run:
 
     `input` is the model that was read (`check`: the reference; `bench`: the first), `output` the one that was written
     (`check`: the candidate). `before` and `after` count the model as read and as folded. Files are hashed if `hashed`.
+    `typed` are the words of the command line.
     """
 
     command: str
@@ -163,6 +164,7 @@ class Run:
     ranges: Callable[[], dict[str, Range]] = dict
     warnings: list[Warning] = field(default_factory=list)
     hashed: bool = True
+    typed: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     stages: list[tuple[str, float]] = field(default_factory=list)
     progress: Callable[[str], None] = _silent

@@ -208,7 +208,7 @@ def test_flags_reach_the_pipeline_as_given(monkeypatch: pytest.MonkeyPatch) -> N
     assert main(words.split()) == Exit.OK
     assert seen["model"] == Path("m.pt")
     assert (seen["source"].arch, dict(seen["source"].arch_args)) == ("a.b:C", {"depth": 3, "name": "x"})
-    assert seen["source"].given == ("-i", "1,3", "--dim", "batch=4", "-o", "o.onnx")
+    assert seen["source"].typed == tuple(words.split())
     assert (seen["run_options"].inputs, seen["run_options"].dims, seen["run_options"].threads) == (
         ("1,3",),
         ("batch=4",),

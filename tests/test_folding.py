@@ -182,6 +182,11 @@ ROWS = (
     ),
     Row("BN before padded conv", lambda: graph("c", b=bn("x"), c=conv("b", padded=True)), {"b": "padded-border c"}),
     Row(
+        "BN before padded conv, behind what is not linear",
+        lambda: graph("s", r=relu("x"), b=bn("r"), c=conv("b", padded=True), s=relu("c")),
+        {"b": "padded-border c"},
+    ),
+    Row(
         "one of two readers cannot take it: all or nothing",
         lambda: graph("c", "d", b=bn("x"), c=conv("b"), d=conv("b", "v", padded=True)),
         {"b": "padded-border d"},
@@ -729,6 +734,27 @@ def test_copies_stay_within_the_budget(model: Dictionary, max_growth: float, exp
     before = model.run()
     assert codes(fold(model, FoldOptions(max_growth=max_growth))) == {expected}
     same_function(before, model)
+
+
+def refusals(report: FoldReport) -> list[Refusal]:
+    return [outcome.refusal for outcome in report.outcomes if outcome.refusal]
+
+
+def test_a_refusal_says_how_much_growth_it_would_take() -> None:
+    for model in (siamese(), siamese(others=8)):
+        (growth,) = {refusal.growth for refusal in refusals(fold(deepcopy(model)))}
+        assert growth is not None
+        assert codes(fold(deepcopy(model), FoldOptions(max_growth=growth))) == {"folded"}
+        assert codes(fold(deepcopy(model), FoldOptions(max_growth=growth - 0.02))) == {"growth-budget"}
+    assert refusals(fold(siamese()))[0].remedy == "raise --max-growth to 2.00"
+
+
+def test_only_the_border_is_in_the_way_of_a_padded_convolution() -> None:
+    """Behind it the value goes on to operators that would be in the way too if the convolution were none."""
+    (refusal,) = refusals(
+        fold(graph("m", r=relu("x"), b=bn("r"), c=conv("b", padded=True), s=relu("c"), m=add("c", "s")))
+    )
+    assert (refusal.reason.code, refusal.blocker, refusal.also) == ("padded-border", "c", ())
 
 
 def test_an_original_that_is_still_read_counts() -> None:

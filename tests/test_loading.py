@@ -301,9 +301,10 @@ def test_the_import_path_is_put_back(folder: Path, net: nn.Module) -> None:
 
 def test_without_arch_the_hint_is_the_complete_command(folder: Path, net: nn.Module) -> None:
     torch.save(checkpoint_of(net), folder / "c.pt")
-    error = refused(Path("c.pt"), Source(given=("-o", "x.onnx")), UsageError)
+    typed = ("export", "c.pt", "--dtype", "keep", "-o", "x.onnx")
+    error = refused(Path("c.pt"), Source(typed=typed), UsageError)
     assert (error.code, error.exit_code) == ("arch-needed", Exit.USAGE)
-    assert error.hint == "bnfold export c.pt --arch netcode:Net -o x.onnx -i batch,3,32,32"
+    assert error.hint == "bnfold export c.pt --dtype keep -o x.onnx --arch netcode:Net -i batch,3,32,32"
 
 
 def test_code_beside_the_file_is_found_too(folder: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +313,7 @@ def test_code_beside_the_file_is_found_too(folder: Path, net: nn.Module, monkeyp
     monkeypatch.chdir(folder / "elsewhere")
     error = refused(folder / "my weights.pt", Source(given=("-i", "1,3,9,9")), UsageError)
     words = ["bnfold", "export", str(folder / "my weights.pt")]
-    words += ["--arch", "netcode:Net", "--app-dir", str(folder), "-i", "1,3,9,9"]
+    words += ["-i", "1,3,9,9", "--arch", "netcode:Net", "--app-dir", str(folder)]
     assert shlex.split(error.hint or "") == words
 
 

@@ -55,6 +55,11 @@ def test_a_pickled_module_needs_trust_and_the_hint_gives_it(folder: Path, net: n
     assert error.code == "needs-trust"
     assert "netcode.Net" in str(error)
     assert error.hint == f"bnfold export {folder / 'm.pt'} --trust-pickle -i batch,3,height,width"
+    assert "netcode.Net" in error.details["wants"]
+    some = refused(folder / "m.pt", Source(typed=("export", "m.pt"), trust_types=("netcode.Net",)))
+    others = "".join(f" --trust-type {name}" for name in some.details["wants"])
+    assert "netcode.Net" not in others
+    assert some.hint == f"bnfold export m.pt{others} -i batch,3,height,width"
     loaded = load(folder / "m.pt", Source(trust_pickle=True))
     assert loaded.kind == "checkpoint"
     assert loaded.model.conv.weight.dtype is torch.float16

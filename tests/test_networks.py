@@ -156,13 +156,20 @@ def absorbed_is_what_was_written(original: Dictionary, network: Dictionary, repo
             np.testing.assert_array_equal(cell.reading.evaluate().bias, again_op.evaluate().bias)
 
 
+BARE = -1
+
+
 def without(network: Dictionary, names: tuple[str, ...], ports: tuple[int | None, ...]) -> Dictionary:
-    """The network with an Identity of one of its inputs for each of these nodes, or, for None, no reader at all."""
+    """The network with an Identity of one of its inputs for each of these nodes, or, for None, no reader at all, or,
+    for `BARE`, the operator without its border."""
     cells = dict(network.cells)
     for name, port in zip(names, ports, strict=True):
         cell = cells[name]
         if port is None:
             cells[name] = replace(cell, data="constant", beside=("constant",) * len(cell.beside), also=())
+        elif port == BARE:
+            assert isinstance(cell.reading, LinearOp)
+            cells[name] = replace(cell, reading=replace(cell.reading, bordered=False))
         else:
             cells[name] = same(cell.inputs[port])
     return Dictionary(cells, network.ends)
@@ -170,7 +177,10 @@ def without(network: Dictionary, names: tuple[str, ...], ports: tuple[int | None
 
 def ways_to_do_without(network: Dictionary, refusal: Refusal) -> Iterator[Dictionary]:
     names = tuple(dict.fromkeys(name for name in (refusal.blocker, *refusal.also) if name is not None))
-    ways = [[None, *range(len(network.cells[name].inputs))] for name in names]
+    ways = [
+        [None, *range(len(cell.inputs)), *[BARE] * (isinstance(cell.reading, LinearOp) and cell.reading.bordered)]
+        for cell in map(network.cells.__getitem__, names)
+    ]
     yield from (without(network, names, ports) for ports in product(*ways))
 
 

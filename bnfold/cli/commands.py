@@ -84,7 +84,7 @@ def export(
         pipeline.run_export(
             record,
             model,
-            source=source.source(_given(run, out)),
+            source=source.source(record.typed),
             run_options=run.options(),
             fold_options=fold.options(),
             check=check.options(),
@@ -121,7 +121,7 @@ def fold(
         pipeline.run_fold(
             record,
             model,
-            source=source.source(run.words()),
+            source=source.source(given=run.words()),
             run_options=run.options(),
             fold_options=fold.options(),
             check=check.options(),
@@ -159,7 +159,7 @@ def inspect(
         pipeline.run_inspect(
             record,
             model,
-            source=source.source(inputs.words(), "inspect", model),
+            source=source.source(record.typed),
             run_options=inputs.options(),
             baseline=baseline,
             accept=tuple(policy.accept),
@@ -205,8 +205,7 @@ def check(
         if verify_certificate is not None and certificate is not None:
             raise UsageError("a certificate is written or verified, not both", code="certificate-twice")
         if verify_certificate is not None and (reference is None) == (candidate is None):
-            words = "check", "--verify-certificate", verify_certificate, reference, candidate
-            given, options = source.source(run.words(), *words), run.options()
+            given, options = source.source(record.typed), run.options()
             checking.run_verify_certificate(
                 record, verify_certificate, reference, candidate, source=given, run_options=options
             )
@@ -221,7 +220,7 @@ def check(
             record,
             reference,
             candidate,
-            source=source.source(run.words(), "check", reference, candidate),
+            source=source.source(record.typed),
             run_options=run.options(),
             check=CheckOptions(level=level, save_failure=save_failure),
             rtol=rtol,
@@ -266,7 +265,7 @@ def bench(
         pipeline.run_bench(
             record,
             tuple(models),
-            source=source.source(run.words(), "bench", *models),
+            source=source.source(record.typed),
             run_options=run.options(),
             batches=_batches(batch),
             budget=budget,
@@ -323,10 +322,6 @@ def parse(argv: list[str]) -> Job | int:
     """The job that the command line asks for, or the exit code where typer has done everything (`--help`)."""
     parsed = typer.main.get_command(app).main(argv, prog_name="bnfold", standalone_mode=False)
     return cast("Job | int", parsed)
-
-
-def _given(run: RunFlags, out: Path | None) -> tuple[str, ...]:
-    return (*run.words(), *(("-o", str(out)) if out else ()))
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ CLEAR_LINE = "\r\x1b[K"
 def conduct(job: Job, argv: Sequence[str]) -> Exit:
     """Run the job, publish what came of it, and return the exit code."""
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    run = Run(job.command, progress=_progress(job), hashed=bool(job.flags.report or job.flags.json))
+    run = Run(job.command, progress=_progress(job), hashed=bool(job.flags.report or job.flags.json), typed=tuple(argv))
     files, failures = _usable_reports(job)
     failures += _attempt(partial(_refuse_unknown_codes, job))
     if not failures:

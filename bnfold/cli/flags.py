@@ -97,8 +97,8 @@ class SourceFlags:
         ),
     ] = field(default_factory=list)
 
-    def source(self, given: tuple[str, ...] = (), *command: str | Path | None) -> Source:
-        """As the loader takes it; `command` and `given` are words that a suggested command should repeat."""
+    def source(self, typed: tuple[str, ...] = (), given: tuple[str, ...] = ()) -> Source:
+        """As the loader takes it, with words that a suggested command should repeat."""
         from bnfold.loading import Source
 
         return Source(
@@ -110,7 +110,7 @@ class SourceFlags:
             trust_types=tuple(self.trust_type),
             no_limits=self.no_limits,
             linked_data=tuple(self.allow_linked_data),
-            command=tuple(str(word) for word in command if word is not None),
+            typed=typed,
             given=given,
         )
 

@@ -117,8 +117,9 @@ def refusal(path: Path, wanted: list[str], source: Source) -> Rejected:
     """A pickle that wants to import more than data: what it wanted, and the command that trusts it."""
     listed = ", ".join(map(brief, wanted[:4])) + (f" and {len(wanted) - 4} more" if len(wanted) > 4 else "")
     message = f"{path} is a pickle that would run code when loaded (it wants {listed})"
-    hint = command(path, source, "--trust-pickle", guess=input_guess(peek(path)))
-    return Rejected(message, code="needs-trust", hint=hint)
+    types = [word for name in wanted for word in ("--trust-type", name)] if source.trust_types else []
+    hint = command(path, source, *(types or ["--trust-pickle"]), guess=input_guess(peek(path)))
+    return Rejected(message, code="needs-trust", hint=hint, details={"wants": list(map(brief, wanted))})
 
 
 def _trusted_type(name: str) -> Any:

@@ -13,8 +13,8 @@ class Source:
     """What the caller allows and adds. Code is named by the caller (`arch`), never by a file.
 
     `linked_data` are folders into which the data files of an ONNX model may be links.
-    `command` are the words of the command line up to the flags (`check`, `a.pth`, `b.onnx`) and `given` further ones
-    (`-i`, `1,3,224,224`, ...), for a suggested command to repeat; without the former it is an export of the file.
+    `typed` are the words of the command line, for a suggested command to repeat; without them it is an export of the
+    file with what is known here, and `given` (`-i`, `1,3,224,224`, ...).
     """
 
     arch: str | None = None
@@ -25,7 +25,7 @@ class Source:
     trust_types: tuple[str, ...] = ()
     no_limits: bool = False
     linked_data: tuple[Path, ...] = ()
-    command: tuple[str, ...] = ()
+    typed: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
 
 

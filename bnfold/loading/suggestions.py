@@ -31,8 +31,15 @@ which the export makes axes of any size, so that no number is invented."""
 
 
 def command(path: Path, source: Source, *more: str, guess: str | None = None) -> str:
-    """The same command with the same words as given, and `more`."""
-    words = ["bnfold", *(source.command or ("export", str(path)))]
+    """The command as it was typed, and `more`; where it was none, or one that reads other files, an export of this."""
+    words = ["bnfold", *(source.typed or _export(path, source)), *more]
+    if guess is not None and not any(word.startswith(("-i", "--input")) for word in words):
+        words += ["-i", guess]
+    return shlex.join(words)
+
+
+def _export(path: Path, source: Source) -> list[str]:
+    words = ["export", str(path)]
     if source.arch is not None:
         words += ["--arch", source.arch]
     words += [word for key, value in source.arch_args.items() for word in ("--arch-arg", f"{key}={value}")]
@@ -41,11 +48,7 @@ def command(path: Path, source: Source, *more: str, guess: str | None = None) ->
     if source.weights_key is not None:
         words += ["--weights-key", source.weights_key]
     words += [word for name in source.trust_types for word in ("--trust-type", name)]
-    words += ["--trust-pickle"] if source.trust_pickle and "--trust-pickle" not in more else []
-    words += [*more, *source.given]
-    if guess is not None and not {"-i", "--input"} & set(source.given):
-        words += ["-i", guess]
-    return shlex.join(words)
+    return [*words, *["--trust-pickle"] * source.trust_pickle, *source.given]
 
 
 def input_guess(shapes: Mapping[str, Sequence[int]], sizes: Any = None) -> str | None:

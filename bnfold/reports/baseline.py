@@ -85,7 +85,7 @@ def _compared(
     if reason.code in accept:
         return None
     message = f"{name} folded in the baseline and does not now: {reason.code}{blocker}"
-    return Finding(REGRESSED, "error", message, reason.remedy, identity)
+    return Finding(REGRESSED, "error", message, refusal.remedy, identity)
 
 
 def _names(sites: list[tuple[str | None, str]]) -> list[str]:

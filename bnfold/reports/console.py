@@ -91,7 +91,7 @@ def _reason(group: tables.Left) -> Iterator[RenderableType]:
     yield Text.assemble((f"{group.reason.code} ({group.count})", "yellow"), f": {group.reason.message}.")
     if blockers := tables.blocked_by(group):
         yield Padding(Text(f"in the way: {blockers}"), INDENT)
-    yield Padding(Text(f"what to do: {group.reason.remedy}"), INDENT)
+    yield Padding(Text(f"what to do: {group.remedy}"), INDENT)
 
 
 def _changes(report: Report) -> Table:

@@ -103,7 +103,7 @@ def _annotations(report: Report) -> Iterator[Annotation]:
         if outcome.refusal and report.violates(identity, outcome):
             reason, blocker = outcome.refusal.reason, tables.in_the_way(outcome.refusal)
             because = f" (in the way: {blocker})" if blocker else ""
-            message = f"{tables.title(outcome.site)} is left: {reason.message}{because}. {reason.remedy}"
+            message = f"{tables.title(outcome.site)} is left: {reason.message}{because}. {outcome.refusal.remedy}"
             yield Annotation("error", reason.code, message, *_place(sites[identity], model))
     for finding in report.run.findings:
         if finding.severity in ("error", "warning") and finding.code != REGRESSED:  # annotated above

@@ -66,7 +66,7 @@ def _error(report: Report) -> dict[str, Any] | None:
     if failure is None:
         return None
     others = [_told(other) for other in report.failures if other is not failure]
-    return {**_told(failure), "details": {"also": others} if others else None}
+    return {**_told(failure), "details": {**failure.details, **({"also": others} if others else {})} or None}
 
 
 def _told(error: BnfoldError) -> dict[str, Any]:

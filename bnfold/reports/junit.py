@@ -112,7 +112,7 @@ def _affines(report: Report) -> Iterator[Element]:
 def _stays(refusal: Refusal) -> str:
     way = tables.in_the_way(refusal)
     blocker = f" because of {clean(way)}" if way else ""
-    return f"left{blocker}: {refusal.reason.code}; {refusal.reason.remedy}"
+    return f"left{blocker}: {refusal.reason.code}; {refusal.remedy}"
 
 
 def _taken(outcome: Outcome) -> str:

@@ -49,7 +49,7 @@ def _blocks(report: Report) -> Iterator[str]:
 def _left(group: tables.Left) -> str:
     blockers = tables.blocked_by(group)
     way = f"; in the way: {_plain(blockers)}" if blockers else ""
-    return f"- **{group.reason.code}** ({group.count}): {group.reason.message}{way}; {group.reason.remedy}"
+    return f"- **{group.reason.code}** ({group.count}): {group.reason.message}{way}; {group.remedy}"
 
 
 def _check(report: Report) -> Iterator[str]:

@@ -46,6 +46,7 @@ class Left:
     """The affines that stay for one reason, and the nodes that stand in the way."""
 
     reason: Reason
+    remedy: str
     count: int
     blockers: tuple[str, ...]
 
@@ -105,15 +106,20 @@ def shown(all_rows: list[Row], limit: int = MAX_ROWS) -> tuple[list[Row], str | 
 
 def left(report: Report) -> list[Left]:
     """Why the affines that are shown stay, the most frequent reason first."""
-    found: dict[Reason, list[str | None]] = {}
+    found: dict[Reason, list[Refusal]] = {}
     for _, outcome in listed(report):
         if outcome.refusal:
-            found.setdefault(outcome.refusal.reason, []).append(in_the_way(outcome.refusal))
+            found.setdefault(outcome.refusal.reason, []).append(outcome.refusal)
     groups = [
-        Left(reason, len(blockers), tuple(dict.fromkeys(brief(blocker) for blocker in blockers if blocker)))
-        for reason, blockers in found.items()
+        Left(reason, refusals[0].remedy, len(refusals), tuple(dict.fromkeys(filter(None, map(_blocked, refusals)))))
+        for reason, refusals in found.items()
     ]
     return sorted(groups, key=lambda group: -group.count)
+
+
+def _blocked(refusal: Refusal) -> str | None:
+    blocker = in_the_way(refusal)
+    return brief(blocker) if blocker else None
 
 
 def in_the_way(refusal: Refusal) -> str | None:

@@ -269,7 +269,7 @@ def _changed(original: Evidence, folded: Evidence) -> str | None:
 
 
 def _identical(first: Record, second: Record) -> bool:
-    """The same numbers, bit for bit where both store them; no bias is a bias of zeros, however it was spelt, and what is
+    """The same numbers, bit for bit where both store them; no bias is a bias of zeros, however it was spelt. What is
     around a batch norm is not part of it."""
     if isinstance(first, StoredLinear) and isinstance(second, StoredLinear):
         facts = [(op.layout, op.groups, op.alpha, op.weight.shape, op.window) for op in (first, second)]
