@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import Folded as Folded
+    from bnfold.api import Inspection as Inspection
     from bnfold.api import Recalibrated as Recalibrated
     from bnfold.api import bench as bench
     from bnfold.api import check as check
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "bnfold.api": (
         "Folded",
+        "Inspection",
         "Recalibrated",
         "bench",
         "check",

@@ -10,20 +10,25 @@ What goes in is never changed, and comes out as the same kind of thing. The libr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from bnfold import pipeline
 from bnfold.dialects import dialect_of
-from bnfold.errors import UsageError
+from bnfold.errors import BnfoldError, Rejected, UsageError
 from bnfold.folding import FoldOptions
 from bnfold.loading import Source
 from bnfold.loading import load as load_file
 from bnfold.moments import DriftReport
 from bnfold.outcome import FoldReport
-from bnfold.run import CheckOptions, OutputOptions, Run, RunOptions
+from bnfold.reports.findings import findings
+from bnfold.reports.text import plural
+from bnfold.run import CheckOptions, Finding, OutputOptions, Run, RunOptions
 from bnfold.verification import Side, check_models
 from bnfold.verify.meters import Tolerance
 from bnfold.verify.result import Verification
@@ -51,6 +56,30 @@ class Folded(Generic[M]):
     def to_dict(self) -> dict[str, Any]:
         """What `report.to_dict` gives, and under `model` the name of the model's class."""
         return {"model": type(self.model).__name__, **self.report.to_dict()}
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection(FoldReport):
+    """What would become of each batch norm, and what is to know about its numbers.
+
+    `findings` have `code`, `severity` (error, warning, note), `message`, `remedy`, `affine` (the id of a row) and
+    `channels`. They are None where statistics cannot be told from a module: it was given without `example_inputs`.
+    """
+
+    findings: tuple[Finding, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"Inspection({self._counted})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a `FoldReport` gives, and `findings` with the keys of the JSON report."""
+        found = self.findings
+        return {**super().to_dict(), "findings": None if found is None else [each.to_dict() for each in found]}
+
+    @property
+    def _counted(self) -> str:
+        told = "" if not self.findings else f", {plural(len(self.findings), 'finding')}"
+        return f"{self.folded} of {plural(len(self.norms), 'batch norm')} would fold{told}"
 
 
 @dataclass(frozen=True)
@@ -120,13 +149,16 @@ def export(
     leftover: Literal["keep", "affine"] = "keep",
     merge: Literal["auto", "never"] = "auto",
     check: bool = True,
+    report: str | Path | Iterable[str | Path] = (),
 ) -> Run:
-    """Write a model as a folded ONNX file and return all that is known of it: `.fold`, `.check`, `.before`, `.after`.
+    """Write a model as a folded ONNX file and return all that is known of it: `.fold`, `.check`, `.before`, `.after`,
+    `.findings`, `.warnings`.
 
     `model` is the path of any model file, an `nn.Module` in eval mode (with `example_inputs`, as `fold` takes them) or
     an `ExportedProgram`. An existing model file at `out` is replaced. `opset` None is the exporter's own. `include`,
     `exclude`, `max_growth`, `leftover` and `merge` are those of `fold`. Half precision that a file
-    stores becomes float32; a module or a program keeps its number types.
+    stores becomes float32; a module or a program keeps its number types. `report` names files to write the report to,
+    in the kind of their suffix (`.json`, `.html`, `.md`, `.xml`); they are written where this raises, too.
 
     Raises `NotEquivalent` or `NoVerdict`, and writes nothing, if the check does not agree, unless `check` is off;
     `Rejected` for what cannot be read or captured, `MissingDependency` where a package is missing.
@@ -134,20 +166,61 @@ def export(
     run = Run("export")
     options = _options(include, exclude, max_growth, leftover, merge)
     output, checks = OutputOptions(Path(out)), CheckOptions(enabled=check)
-    if isinstance(model, str | Path):
-        pipeline.run_export(run, Path(model), fold_options=options, output=output, check=checks, opset=opset)
-    else:
-        program = _captured(model, example_inputs)
-        pipeline.export_program(run, program, Path(out), fold_options=options, check=checks, opset=opset)
+    is_file = isinstance(model, str | Path)
+    with _reported(run, report, (Path(model), Path(out)) if is_file else (Path(out),)):
+        if is_file:
+            pipeline.run_export(run, Path(model), fold_options=options, output=output, check=checks, opset=opset)
+        else:
+            program = _captured(model, example_inputs)
+            pipeline.export_program(run, program, Path(out), fold_options=options, check=checks, opset=opset)
     return run
 
 
-def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> FoldReport:
-    """What `fold` would do with every batch norm, and why it would leave some.
+@contextmanager
+def _reported(run: Run, report: str | Path | Iterable[str | Path], models: tuple[Path, ...]) -> Iterator[None]:
+    """Write the reports of a run when it ends, well or not; those that could not be written are refused before."""
+    from bnfold.reports.files import refuse_unusable, write
+    from bnfold.reports.report import Report
+
+    paths = [Path(path) for path in ([report] if isinstance(report, str | Path) else report)]
+    for path in paths:
+        refuse_unusable(path, models)
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+
+    def tell(*failures: BnfoldError) -> None:
+        for path in paths:
+            write(Report(run, (), started, time.perf_counter() - clock, failures), path)
+
+    try:
+        yield
+    except BnfoldError as error:
+        tell(error)
+        raise
+    tell()
+
+
+def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> Inspection:
+    """What `fold` would do with every batch norm, why it would leave some, and what is unusual about the numbers.
 
     `model` and `example_inputs` are what `fold` takes. Raises what `fold` raises.
     """
-    return fold(model, example_inputs).report
+    if isinstance(model, str | Path):
+        model = load(model)
+    if _is_module(model) and example_inputs is None:
+        return _inspected(fold(model).report, None)
+    if _is_module(model):
+        model = _captured(model, example_inputs)
+    if _is_proto(model):
+        from bnfold.frontends import onnx
+
+        model = onnx.from_proto(model)
+    dialect = dialect_of(model)
+    folded, report = dialect.fold(model, FoldOptions())
+    return _inspected(report, tuple(findings(dialect.evidence(model), dialect.evidence(folded), report)))
+
+
+def _inspected(report: FoldReport, found: tuple[Finding, ...] | None) -> Inspection:
+    return Inspection(**{each.name: getattr(report, each.name) for each in fields(report)}, findings=found)
 
 
 def check(
@@ -285,6 +358,9 @@ def save(model: Any, path: str | Path) -> None:
         from bnfold.frontends import onnx
 
         model = onnx.from_proto(model)
+    if _is_module(model):
+        hint = "bnfold.export(module, 'model.onnx', example_inputs), or torch.export.save of the exported program"
+        raise Rejected("a module is no file: save its export", code="not-a-model", hint=hint)
     dialect_of(model).write(Path(path), model)
 
 
@@ -320,7 +396,7 @@ def _captured(model: Any, example_inputs: Sequence[Any] | None) -> Any:
         return model
     examples = _tuple(example_inputs)
     if examples is None:
-        raise UsageError("a module needs example_inputs: a tuple of tensors that it accepts")
+        raise UsageError("a module needs example inputs: a tuple of tensors that it accepts")
     if model.training:
         raise UsageError("the module is in train mode; call model.eval() first", hint="model.eval()")
     from bnfold.frontends import torch
@@ -330,7 +406,7 @@ def _captured(model: Any, example_inputs: Sequence[Any] | None) -> Any:
 
 def _tuple(example_inputs: Sequence[Any] | None) -> tuple[Any, ...] | None:
     if hasattr(example_inputs, "shape"):
-        raise UsageError("example_inputs is a tuple of tensors, not a tensor", hint="write (tensor,)")
+        raise UsageError("the example inputs are a tuple of tensors, not a tensor", hint="write (tensor,)")
     return None if example_inputs is None else tuple(example_inputs)
 
 

@@ -231,4 +231,4 @@ def dialect_of(model: Any) -> Dialect:
         return onnx_dialect()
     if family == "torch" and isinstance(model, sys.modules["torch"].export.ExportedProgram):
         return torch_dialect()
-    raise Rejected(f"{type(model).__qualname__} is no model that bnfold reads", code="not-a-model")
+    raise Rejected(f"{type(model).__name__} is no model that bnfold reads", code="not-a-model")

@@ -251,7 +251,7 @@ class FoldReport:
             more = f"; {others} more for reasons that are accepted" if others else ""
             raise PolicyViolation(
                 f"{len(left)} of {len(self.norms)} batch norms are left: {found}{more}",
-                hint=f"what to do: bnfold explain {min(named)}; to let it pass: --accept {min(named)}",
+                hint=f"what to do: bnfold explain {min(named)}; to let it pass: accept {min(named)} (--accept)",
             )
 
     def __repr__(self) -> str:

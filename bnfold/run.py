@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnfold.errors import UsageError, clean
 
@@ -103,6 +103,17 @@ class Finding:
     affine: str | None = None
     channels: tuple[int, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON report."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "affine": self.affine,
+            "channels": list(self.channels),
+            "message": self.message,
+            "remedy": self.remedy,
+        }
+
 
 class Uneven(NamedTuple):
     """How uneven the weights of an operator are, before and after, and the output channels that make it so.
@@ -143,7 +154,7 @@ def _silent(stage: str) -> None:
     """Tell nobody what stage the work is in."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """One command. None and empty mean: not known, or not done (yet).
 
@@ -168,6 +179,17 @@ class Run:
     providers: tuple[str, ...] = ()
     stages: list[tuple[str, float]] = field(default_factory=list)
     progress: Callable[[str], None] = _silent
+
+    def __repr__(self) -> str:
+        return f"Run({', '.join([self.command, *map(repr, self._results)])})"
+
+    def _repr_html_(self) -> str:
+        """The tables of what came of it, for notebooks."""
+        return "".join(result._repr_html_() for result in self._results)
+
+    @property
+    def _results(self) -> list[FoldReport | Verification | Benchmark]:
+        return [result for result in (self.fold, self.check, self.bench) if result is not None]
 
     def warn(self, code: str, message: str) -> None:
         """Note a warning once, with names from a file as they may be shown."""

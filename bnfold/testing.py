@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 from bnfold.api import check
 from bnfold.errors import NotEquivalent, NoVerdict
@@ -27,15 +27,24 @@ class NotCompared(NoVerdict, AssertionError):
 
 
 def assert_equivalent(
-    original: Any, folded: Any, *, inputs: Sequence[Any] | None = None, seed: int = 0
+    original: Any,
+    folded: Any,
+    *,
+    inputs: Sequence[Any] | None = None,
+    level: Literal["auto", "static", "full"] = "auto",
+    rtol: float | None = None,
+    atol: float | None = None,
+    min_top1: float | None = None,
+    seed: int = 0,
 ) -> Verification:
-    """Compare two models as `bnfold.check` does; return the verification.
+    """Compare two models as `bnfold.check` does; return the verification. `inputs` are its `example_inputs`, and the
+    other arguments are its own.
 
     Raises `Different`, whose message names the layer, the place and the figure, or `NotCompared` if there is no
     verdict. Both are `AssertionError`s, and the `BnfoldError`s that the command line ends with.
     """
     __tracebackhide__ = True  # pytest shows the line of the test
-    verification = check(original, folded, inputs, seed=seed)
+    verification = check(original, folded, inputs, level=level, rtol=rtol, atol=atol, min_top1=min_top1, seed=seed)
     if verification.passed:
         return verification
     kind = Different if verification.verdict is Verdict.FAILED else NotCompared

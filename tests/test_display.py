@@ -18,6 +18,7 @@ from bnfold.graph import Reason, Refusal, Site
 from bnfold.moments import Drift, DriftReport, Untouched
 from bnfold.outcome import FoldReport, Merged, Unmerged
 from bnfold.reports.json import document
+from bnfold.run import Finding, Run
 from bnfold.verify.result import Verdict, Verification
 
 LONG = NASTY * 40
@@ -39,6 +40,11 @@ RECORDS = [
     (verification(), "Verification(proved: every number was derived again)", ["0.5 (limit 0.5)", "inf", "skipped"]),
     (BENCH, "Benchmark(faster: 1.25 times as fast [1.2, 1.3], conv", ["1.25 times as fast [1.2, 1.3]", "against a"]),
     (DRIFT, "DriftReport(1 of 2 batch norms in 2 passes; most in conv", ["left: no", "nan"]),
+    (
+        bnfold.Inspection(FOLD.outcomes, findings=(Finding("dead-channels", "note", NASTY),)),
+        "Inspection(1 of 2 batch norms would fold, 1 finding)",
+        ["1 of 2 batch norms would fold", "padded-border"],
+    ),
     (bnfold.Recalibrated(None, DRIFT), "Recalibrated(NoneType, DriftReport(1 of 2", ["1 of 2 batch norms in 2 passes"]),
 ]
 EVERY = pytest.mark.parametrize(("record", "line", "cells"), RECORDS, ids=lambda value: type(value).__name__)
@@ -82,6 +88,13 @@ def test_a_dict_has_what_the_json_report_has() -> None:
     of_weights = {"range", "spread", "crest", "flags"}
     assert found["affines"] == [{key: row[key] for key in row if key not in of_weights} for row in report["affines"]]
     assert bnfold.Folded(run, run.fold).to_dict() == {"model": "Run", **found}
+
+
+def test_a_run_tells_what_it_has() -> None:
+    run = Run("export", fold=FOLD, check=verification())
+    assert repr(run).startswith("Run(export, FoldReport(1 of 2 batch norms folded), Verification(proved: every number")
+    assert run._repr_html_() == FOLD._repr_html_() + verification()._repr_html_()
+    assert repr(Run("inspect")) == "Run(inspect)"
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,55 @@ def test_outputs_that_change_places_are_not_equivalent() -> None:
     assert bnfold.check(Two(False).eval(), Two(True).eval(), (IMAGES,)).verdict is Verdict.FAILED
 
 
+def test_inspect_says_what_is_unusual_where_it_can_see_the_numbers(tmp_path: Path) -> None:
+    net = network()
+    with torch.no_grad():
+        net[1].running_var[2] = -1
+    told = [("variance-not-positive", "error", (2,))]
+    program = saved(net, tmp_path / "net.pt2")
+    for found in (bnfold.inspect(net, (IMAGES,)), bnfold.inspect(program)):
+        assert found.findings is not None
+        assert [(each.code, each.severity, each.channels) for each in found.findings] == told
+        assert found.to_dict()["findings"][0]["affine"] == "A001"
+    assert bnfold.inspect(net).findings is None
+    assert bnfold.inspect(network(), (IMAGES,)).findings == ()
+
+
+def test_export_writes_reports_also_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def status(name: str) -> tuple[str, str | None]:
+        document = json.loads((tmp_path / name).read_text())
+        return document["status"], document["error"] and document["error"]["code"]
+
+    bnfold.export(network(), tmp_path / "net.onnx", (IMAGES,), report=[tmp_path / "good.json", tmp_path / "good.md"])
+    assert status("good.json") == ("ok", None)
+    assert "Folded 1 of 1 batch norm; proved equivalent" in (tmp_path / "good.md").read_text()
+    with pytest.raises(UsageError, match="would overwrite the model"):
+        bnfold.export(network(), tmp_path / "net.json", (IMAGES,), report=str(tmp_path / "net.json"))
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise NotEquivalent("not equivalent: 1 is 2")
+
+    monkeypatch.setattr("bnfold.pipeline.export_program", fails)
+    with pytest.raises(NotEquivalent):
+        bnfold.export(network(), tmp_path / "net.onnx", (IMAGES,), report=tmp_path / "bad.json")
+    assert status("bad.json") == ("not_equivalent", "not-equivalent")
+
+
+def test_a_module_cannot_be_saved_and_the_hint_says_what_can() -> None:
+    with pytest.raises(Rejected, match="a module is no file") as refused:
+        bnfold.save(network(), "net.pt")
+    assert "bnfold.export(" in (refused.value.hint or "")
+
+
+def test_an_assertion_takes_the_tolerance_of_a_check() -> None:
+    near = network()
+    with torch.no_grad():
+        near[0].weight[1] *= 1.001
+    with pytest.raises(NotEquivalent):
+        assert_equivalent(network(), near, inputs=(IMAGES,))
+    assert assert_equivalent(network(), near, inputs=(IMAGES,), rtol=0.01, atol=0.01).passed
+
+
 @pytest.mark.parametrize(
     "call",
     [

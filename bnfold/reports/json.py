@@ -15,7 +15,7 @@ from bnfold.model import ModelFacts
 from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports.environment import environment, tool_version
 from bnfold.reports.report import SCHEMA, Report, identified
-from bnfold.run import FileRecord, Finding, Range, Run, Uneven
+from bnfold.run import FileRecord, Range, Run, Uneven
 
 
 def render(report: Report) -> str:
@@ -55,7 +55,7 @@ def document(report: Report) -> dict[str, Any]:
         "unmerged": [each.to_dict() for each in run.fold.unmerged] if run.fold else [],
         "check": run.check.to_dict() if run.check else None,
         "bench": run.bench.to_dict() if run.bench else None,
-        "findings": [_finding(finding) for finding in run.findings],
+        "findings": [finding.to_dict() for finding in run.findings],
         "warnings": [{"code": warning.code, "message": warning.message} for warning in run.warnings],
     }
     return cast(dict[str, Any], plain(found))
@@ -122,14 +122,3 @@ def _affine(identity: str, outcome: Outcome, found: Range | None) -> dict[str, A
 
 def _uneven(found: Uneven) -> dict[str, Any]:
     return {"before": found.before, "after": found.after, "channels": list(found.channels)}
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    return {
-        "code": finding.code,
-        "severity": finding.severity,
-        "affine": finding.affine,
-        "channels": list(finding.channels),
-        "message": finding.message,
-        "remedy": finding.remedy,
-    }
