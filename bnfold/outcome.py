@@ -49,9 +49,11 @@ class Outcome:
 
     @property
     def fate(self) -> str:
-        """The code of the reason why it stays, or what took it in and through what it went there."""
+        """The code of the reason why it stays, and as what; or what took it in and through what it went there."""
         if self.refusal:
-            return self.refusal.reason.code
+            rest = f", its scale in {some([titled(site) for site in self.into])}" if self.partly else ""
+            rest = rest or ", as elementwise operators" * self.lowered
+            return f"{self.refusal.reason.code}{rest}"
         through = f" through {some([site.op for site in self.via])}" if self.via else ""
         return (some([titled(site) for site in self.into]) or "nothing: it has no effect") + through
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,21 @@ def test_a_dict_has_what_the_json_report_has() -> None:
     of_weights = {"range", "spread", "crest", "flags"}
     assert found["affines"] == [{key: row[key] for key in row if key not in of_weights} for row in report["affines"]]
     assert bnfold.Folded(run, run.fold).to_dict() == {"model": "Run", **found}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fate"),
+    [
+        ({}, "padded-border"),
+        ({"lowered_to": ("mul", "add")}, "padded-border, as elementwise operators"),
+        (
+            {"lowered_to": ("add",), "rule": "into-consumer", "into": (Site("conv", "Conv", "net.1"),)},
+            "its scale in net.1",
+        ),
+    ],
+)
+def test_what_stays_says_as_what(changes: dict[str, Any], fate: str) -> None:
+    assert replace(left("bn"), **changes).fate.endswith(fate)
 
 
 def test_a_run_tells_what_it_has() -> None:

@@ -15,6 +15,11 @@ EXAMPLES = {
     "bench": "bnfold bench model.onnx model.folded.onnx",
 }
 
+HINTS = {
+    ("export", "--dtype"): "half precision is kept, not made: store the weights in it, then --dtype keep "
+    "(docs/how-to/half.md)"
+}
+
 
 def is_usage(error: BaseException) -> bool:
     """Whether typer raised this about the command line (its classes have moved between its versions)."""
@@ -31,16 +36,25 @@ def usage_error(error: Any) -> UsageError:
         metavar = error.param.metavar or error.param.name.upper()
         return UsageError(f"{command} needs {metavar}", code="missing-argument", hint=EXAMPLES.get(name))
     if kind == "NoSuchOption":
-        near = did_you_mean(error.option_name, _flags(context))
-        return UsageError(
-            f"{command} has no flag {error.option_name}{near}", code="unknown-flag", hint=f"{command} --help"
-        )
+        return _no_flag(command, error.option_name, context)
     if kind == "BadParameter" and error.param is not None:
-        return UsageError(_bad_value(error), code="bad-value", hint=f"{command} --help")
+        hint = HINTS.get((name, max(error.param.opts, key=len)), f"{command} --help")
+        return UsageError(_bad_value(error), code="bad-value", hint=hint)
     message = _sentence(error.format_message())
     if message == "missing command":
         return UsageError("no command was given", code="missing-command", hint="bnfold --help")
     return UsageError(message, hint=f"{command} --help")
+
+
+def _no_flag(command: str, flag: str, context: Any) -> UsageError:
+    """It is another command's flag, or one is spelt like it."""
+    others = _others_with(flag, context) if context and context.parent else []
+    if others:
+        told = f"; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+        hint = f"bnfold {others[0]} --help"
+    else:
+        told, hint = did_you_mean(flag, _flags(context.command, context) if context else []), f"{command} --help"
+    return UsageError(f"{command} has no flag {flag}{told}", code="unknown-flag", hint=hint)
 
 
 def _bad_value(error: Any) -> str:
@@ -50,12 +64,13 @@ def _bad_value(error: Any) -> str:
     return f"the value of {flag} cannot be used: {_sentence(error.message.removeprefix('Value error, '))}"
 
 
-def _flags(context: Any) -> list[str]:
-    return [
-        flag
-        for parameter in context.command.get_params(context)
-        for flag in (*parameter.opts, *parameter.secondary_opts)
-    ]
+def _flags(command: Any, context: Any) -> list[str]:
+    return [flag for parameter in command.get_params(context) for flag in (*parameter.opts, *parameter.secondary_opts)]
+
+
+def _others_with(flag: str, context: Any) -> list[str]:
+    siblings = getattr(context.parent.command, "commands", {})
+    return [name for name, command in siblings.items() if flag in _flags(command, context)]
 
 
 def _sentence(text: str) -> str:
