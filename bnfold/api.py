@@ -271,7 +271,8 @@ def bench(
     `models` are files or modules. Files are measured in fresh processes: with `runtime` in onnxruntime, or in torch,
     eager and compiled; with `dtype` as stored, or converted to float16. `batch` is one size or several, of which the
     first is spoken of; `budget` is in seconds for all `processes`, `threads` for each. An `nn.Module` in eval mode is
-    measured as it is, by torch in this process, on its `example_inputs`, in as many bursts as `processes` says.
+    measured as it is, by torch in this process, on its `example_inputs`, in as many bursts as `processes` says; that
+    torch compiles it first (half a minute, where nothing of it is in torch's cache) does not count.
 
     Raises `UsageError` where modules and files are mixed, `NoVerdict` where a model does not run.
     """

@@ -148,7 +148,8 @@ def _explained(plan: Plan[N, V], node: N, refusals: Sequence[Refusal]) -> Refusa
     best = min(complete, key=lambda chain: (len(chain), chain[0].reason in vague))
     names = dict.fromkeys(each.blocker for each in best[1:] if each.blocker)
     readers = tuple(each.blocker for each in best if each.blocker and each.reason is Reason.SHARED_OUTPUT)
-    return replace(best[0], also=tuple(names), readers=readers)
+    modules = {name: module for each in best for name, module in each.modules.items()}
+    return replace(best[0], also=tuple(names), readers=readers, modules=modules)
 
 
 def _obstacles(plan: Plan[N, V], node: N, rule: Rule) -> list[Refusal] | None:

@@ -6,7 +6,7 @@ every dialect. Reading is total: whatever a node is, `read` answers with an oper
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -205,7 +205,7 @@ class Refusal:
 
     `also` are the nodes that would have to go too; those in `readers` are in the way only because they read a value
     that would change. `node` is the blocker as its graph knows it. `growth` is the `max_growth` with which no
-    copy would be refused, rounded up.
+    copy would be refused, rounded up. `modules` has the module of each of these nodes that has one.
     """
 
     reason: Reason
@@ -214,6 +214,13 @@ class Refusal:
     also: tuple[str, ...] = ()
     readers: tuple[str, ...] = field(default=(), compare=False)
     growth: float | None = field(default=None, compare=False)
+    modules: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """The nodes in the way in the user's words: their modules, with their names."""
+        names = (self.blocker, *self.also) if self.blocker is not None else ()
+        return tuple(f"{self.modules[name]} ({name})" if name in self.modules else name for name in names)
 
     @property
     def remedy(self) -> str:

@@ -101,6 +101,7 @@ def _reason(refusal: Refusal | None) -> dict[str, Any] | None:
         "remedy": refusal.remedy,
         "blocker": refusal.blocker,
         "also": list(refusal.also),
+        "modules": dict(refusal.modules),
     }
 
 

@@ -166,7 +166,8 @@ class Draft(Generic[N, V]):
         return not done and self.graph.inserts(node, op)
 
     def refuse(self, reason: Reason, node: N) -> Refusal:
-        return Refusal(reason, self.graph.site(node).name, node)
+        site = self.graph.site(node)
+        return Refusal(reason, site.name, node, modules={site.name: site.module} if site.module else {})
 
 
 Obstacles = list[Refusal] | None

@@ -18,6 +18,7 @@ import bnfold
 from bnfold.dialects import onnx_dialect
 from bnfold.errors import BnfoldError, NotEquivalent, Rejected, UsageError
 from bnfold.folding import FoldOptions
+from bnfold.graph import Reason, Refusal
 from bnfold.pipeline import run_bench, run_export, run_fold
 from bnfold.run import OutputOptions, Run, RunOptions
 from bnfold.testing import assert_equivalent
@@ -200,6 +201,16 @@ def test_inspect_says_what_is_unusual_where_it_can_see_the_numbers(tmp_path: Pat
         assert found.to_dict()["findings"][0]["affine"] == "A001"
     assert bnfold.inspect(net).findings is None
     assert bnfold.inspect(network(), (IMAGES,)).findings == ()
+
+
+def test_what_is_in_the_way_is_named_by_its_module_too() -> None:
+    net = nn.Sequential(nn.Sigmoid(), network()[1], nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid())).eval()
+    (row,) = bnfold.inspect(net, (torch.randn(2, 4, 8, 8),)).norms
+    assert row.refusal is not None
+    assert row.refusal.obstacles == ("2.0 (conv2d)",)
+    assert row.to_dict()["reason"]["modules"] == {"conv2d": "2.0"}
+    assert Refusal(Reason.JOINED, "a", also=("b",), modules={"b": "net.b"}).obstacles == ("a", "net.b (b)")
+    assert Refusal(Reason.TOO_FAR).obstacles == ()
 
 
 def test_export_writes_reports_also_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,7 @@ def test_json_of_a_full_run() -> None:
         "remedy": Reason.PADDED_BORDER.remedy,
         "blocker": "conv2",
         "also": ["relu2"],
+        "modules": {},
     }
     assert document["output"]["external"] == [{"path": "out.data", "sha256": HASH, "bytes": 2_500_000}]
 

@@ -79,7 +79,7 @@ def _compared(
     refusal = outcome.refusal
     if refusal is None or not baseline.get(name, True):
         return None
-    reason, blocker = refusal.reason, f", because of {refusal.blocker}" if refusal.blocker else ""
+    reason, blocker = refusal.reason, f", because of {refusal.obstacles[0]}" if refusal.obstacles else ""
     if name not in baseline:
         return Finding(NEW, "note", f"{name} is not in the baseline and stays: {reason.code}{blocker}", None, identity)
     if reason.code in accept:

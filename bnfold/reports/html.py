@@ -218,7 +218,10 @@ def some(names: Iterable[object]) -> str:
 def obstacles(affine: Facts) -> str:
     """The nodes in the way of an affine that stays, if that is what keeps it."""
     reason = affine["reason"]
-    return some([reason["blocker"], *reason["also"]]) if reason and reason["blocker"] else ""
+    if not reason or not reason["blocker"]:
+        return ""
+    names, modules = [reason["blocker"], *reason["also"]], reason["modules"]
+    return some(f"{modules[name]} ({name})" if name in modules else name for name in names)
 
 
 def short(text: str, most: int = MAX_NAME) -> str:

@@ -124,9 +124,9 @@ def _blocked(refusal: Refusal) -> str | None:
 
 def in_the_way(refusal: Refusal) -> str | None:
     """`conv1`, or `add1 and relu1` where both would have to go."""
-    if refusal.blocker is None:
+    nodes = refusal.obstacles
+    if not nodes:
         return None
-    nodes = (refusal.blocker, *refusal.also)
     more = len(nodes) - MAX_BLOCKERS
     return " and ".join((*nodes[:MAX_BLOCKERS], *([f"{more} more"] if more > 0 else [])))
 
