@@ -269,8 +269,8 @@ def _changed(original: Evidence, folded: Evidence) -> str | None:
 
 
 def _identical(first: Record, second: Record) -> bool:
-    """The same numbers, bit for bit where both store them; no bias is a bias of zeros, however it was spelt, and what is
-    around a batch norm is not part of it."""
+    """The same numbers, bit for bit where both store them; no bias is a bias of zeros, however it was spelt, and what
+    is around a batch norm is not part of it."""
     if isinstance(first, StoredLinear) and isinstance(second, StoredLinear):
         facts = [(op.layout, op.groups, op.alpha, op.weight.shape, op.window) for op in (first, second)]
         return facts[0] == facts[1] and _same(first.weight, second.weight) and _same(_offset(first), _offset(second))
