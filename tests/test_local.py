@@ -355,6 +355,10 @@ CAUSES: dict[str, tuple[Callable[[Proto], None], list[str]]] = {
         lambda proto: weights(proto, "b2.bias", lambda value: value + at_five(np.abs(value).max())),
         ["b2.bias differs in 1 of 8 numbers by up to 1 of its largest, first at [5]"],
     ),
+    "a number that is none": (
+        lambda proto: weights(proto, "b2.bias", lambda value: value + at_five(np.nan)),
+        ["b2.bias differs in 1 of 8 numbers, first at [5]"],
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import numpy as np
 
@@ -157,9 +158,10 @@ def _is_unsaid(key: str, text: str) -> bool:
 
 
 def _shown(text: str | None) -> str | None:
-    """An attribute as people write it: a float by as many digits as float32 has."""
+    """An attribute as people write it: a float with the digits of float32, one that is whole as an integer."""
     try:
-        return text if text is None or text.lstrip("-").isdigit() else str(np.float32(text))
+        with np.errstate(all="ignore"):
+            return text if text is None or text.lstrip("-").isdigit() else str(np.float32(text)).removesuffix(".0")
     except ValueError:
         return text
 
@@ -196,5 +198,5 @@ def _apart(first: Array, second: Array, is_float: bool) -> str | None:
     if not count:
         return None
     index = [int(each) for each in np.unravel_index(start, first.shape)]
-    size = f" by up to {furthest / largest:.3g} of its largest" if is_float and largest else ""
-    return f"differs in {count} of {first.size} numbers{size}, first at {index}"
+    size = f" by up to {furthest / largest:.3g} of its largest" if is_float and largest and isfinite(furthest) else ""
+    return f"differs in {count} of {first.size} numbers{size}" + (f", first at {index}" if index else "")
