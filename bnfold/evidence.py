@@ -136,7 +136,8 @@ class Move:
 class Operation:
     """One node as it stands: what it does, every attribute as text, and what it reads by the name or number of the
     input. `data` is the only input that does not follow from stored tensors, where there is one such. `adds` says that
-    it is the sum or difference of all that it reads, `copies` that it gives out what it reads."""
+    it is the sum or difference of all that it reads, `copies` that it gives out what it reads. `implied` are the
+    attributes that the format has where none is given."""
 
     op: str
     attributes: Mapping[str, str]
@@ -146,6 +147,7 @@ class Operation:
     move: Move | None = None
     adds: bool = False
     copies: bool = False
+    implied: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

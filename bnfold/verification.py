@@ -64,6 +64,7 @@ class Side:
             optimised=None if optimised is None else lambda: optimised(self.model, run_options),
             stored=self.dialect.size(self.model),
             tissue=lambda: self.dialect.tissue(self.model, run_options),
+            contents=lambda: self.dialect.contents(self.model),
         )
 
 

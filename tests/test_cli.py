@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,6 +161,40 @@ def test_a_call_that_cannot_be_meant(
     assert captured.err.startswith("bnfold: ")
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["check", "a", "b", "--level", "standard"], "bnfold check a b --level auto"),
+        (["check", "--level=ful", "a", "b c"], "bnfold check --level full a 'b c'"),
+        (["fold", "maybe", "--merge", "maybe", "-q"], "bnfold fold maybe --merge auto -q"),
+        (["fold", "a.onnx", "--seed", "x"], "bnfold fold --help"),
+    ],
+)
+def test_a_wrong_choice_is_told_the_nearest_or_the_default(
+    words: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == Exit.USAGE
+    assert capsys.readouterr().err.endswith(f"  run: {command}\n")
+
+
+def test_a_check_that_fails_says_how_to_see_the_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo, wrong = demo_in(tmp_path), tmp_path / "wrong.onnx"
+    model = onnx.load(demo)
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    kept = [each for each in norm.attribute if each.name != "epsilon"]
+    del norm.attribute[:]
+    norm.attribute.extend([*kept, onnx.helper.make_attribute("epsilon", 0.1)])
+    onnx.save(model, wrong)
+    words = ["check", str(demo), str(wrong), "--dim", "batch=1"]
+    assert main(words) == Exit.NOT_EQUIVALENT
+    captured = capsys.readouterr()
+    assert captured.err.endswith(f"  run: {shlex.join(['bnfold', *words, '--save-failure', 'failure'])}\n")
+    assert "epsilon is 0.1 instead of 1e-05" in captured.err
+    assert main([*words, "--save-failure", str(tmp_path / "failure")]) == Exit.NOT_EQUIVALENT
+    assert "run:" not in capsys.readouterr().err
+    assert list((tmp_path / "failure" / "part").iterdir())
 
 
 def test_a_model_without_a_command_is_told_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,12 @@ import pytest
 from command_line import bnfold, demo_in, validated
 from test_reports import NASTY, folded, full_run, left, report_of, verification
 
-from bnfold.errors import PolicyViolation
+from bnfold.errors import NotEquivalent, PolicyViolation
 from bnfold.graph import Reason, Site
 from bnfold.reports import github
 from bnfold.reports.report import Policy
 from bnfold.run import FileRecord, Finding, Run
-from bnfold.verify.result import Layer, Status, Verdict
+from bnfold.verify.result import Cause, Layer, Status, Verdict
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,22 @@ def test_a_failed_layer_names_its_place() -> None:
     run = Run("check", check=replace(verification(Verdict.FAILED), layers=(layer,)))
     (command,) = runner(github.commands(report_of(run)))
     assert command.message == "noise beyond rounding (at net.conv1, channel 3); measured 12.5 (limit 8)"
+
+
+CAUSE = Cause("bn1", "BatchNormalization", "net.norm", "epsilon is 0.001 instead of 1e-05")
+
+
+@pytest.mark.usefixtures("step")
+def test_a_layer_that_the_failure_quotes_is_no_second_annotation() -> None:
+    layer = Layer("L3", Status.FAIL, "noise beyond rounding", 12.5, 8.0, causes=(CAUSE,))
+    other = Layer("L4", Status.FAIL, "output y is far off")
+    sentence = f"not equivalent, by L3: noise beyond rounding (limit 8); {CAUSE}"
+    check = replace(verification(Verdict.FAILED), sentence=sentence, layers=(layer, other))
+    commands = runner(github.commands(report_of(Run("check", check=check), NotEquivalent(sentence))))
+    assert [command.properties["title"] for command in commands] == ["bnfold: not-equivalent", "bnfold: check L4"]
+    assert commands[0].message == sentence
+    (layer_alone, _) = runner(github.commands(report_of(Run("check", check=check))))
+    assert "net.norm (BatchNormalization bn1): epsilon is 0.001 instead of 1e-05" in layer_alone.message
 
 
 @pytest.mark.usefixtures("step")

@@ -33,7 +33,7 @@ from bnfold.outcome import FoldReport, Merged, Outcome
 from bnfold.reports import charts, files, html
 from bnfold.reports.json import document
 from bnfold.run import Finding, Range, Run, Uneven
-from bnfold.verify.result import Layer, Status, Verdict
+from bnfold.verify.result import Cause, Layer, Status, Verdict
 
 HOSTILE = f"<script>alert(1)</script>\"'><img src=http://evil.test/x onerror=alert(1)>$\\frac{{{NASTY}</style>"
 VOID = {"meta", "input", "br"}
@@ -287,6 +287,38 @@ def test_the_second_layer_of_a_name_compares_the_export() -> None:
     assert text.count(html.EXPORT) == text.count(html.LAYERS["L2"]) == 1
 
 
+def test_without_records_only_the_interfaces_were_compared() -> None:
+    layers = (Layer("L0", Status.PASS, "the same"), Layer("L1", Status.PASS, "derived again"))
+    assert html.LAYERS["L0"] in rendered(Run("check", check=replace(verification(), layers=layers)))
+    alone = rendered(Run("check", check=replace(verification(), layers=layers[:1])))
+    assert html.LAYERS["L0"] not in alone
+    assert html.INTERFACES in alone
+
+
+def test_a_failed_check_says_each_thing_once() -> None:
+    cause = Cause("bn1", "BatchNormalization", "net.norm", "epsilon is <b>0.001</b>")
+    check = replace(
+        verification(Verdict.FAILED),
+        sentence="not equivalent, by L3: far off",
+        layers=(Layer("L3", Status.FAIL, "far off", 9.0, 8.0, causes=(cause, replace(cause, module=None))),),
+    )
+    page = rendered(Run("check", check=check), NotEquivalent(check.sentence))
+    text = " ".join(lxml_html.document_fromstring(page).find("body").text_content().split())
+    assert text.casefold().count("✗ not equivalent") == 1
+    assert text.casefold().count("not equivalent, by l3") == 1
+    assert "net.norm (BatchNormalization bn1): epsilon is <b>0.001</b>" in text
+    assert "BatchNormalization bn1: epsilon" in text
+    assert "folded" not in text
+    assert "candidate over original" in text
+
+
+@pytest.mark.parametrize(("command", "second"), [("check", "candidate"), ("fold", "folded"), ("export", "folded")])
+def test_the_second_model_is_called_what_it_is(command: str, second: str) -> None:
+    tree = lxml_html.document_fromstring(rendered(Run(command, check=verification())))
+    (title,) = [cell for cell in tree.iter("th") if cell.text == second]
+    assert title.get("scope") == "col"
+
+
 def test_the_same_report_gives_the_same_bytes(rich_page: str) -> None:
     facts = document(report_of(rich_run()))
     assert html.page(facts) == rich_page
@@ -314,7 +346,7 @@ def test_hostile_names_are_text() -> None:
         (
             Run("check", check=verification(Verdict.FAILED)),
             [NotEquivalent("they differ")],
-            ["✗ not equivalent", "✗ NOT equivalent", "✗ fail", "! warn"],
+            ["✗ not equivalent", "✗ fail", "! warn"],
         ),
         (
             Run("check", check=verification(Verdict.NO_VERDICT)),

@@ -28,7 +28,7 @@ from bnfold.model import Arrays
 from bnfold.run import CheckOptions, RunOptions
 from bnfold.verification import Side, check_folded, check_models
 from bnfold.verify.anatomy import Anatomy
-from bnfold.verify.check import CheckPlan
+from bnfold.verify.check import CheckPlan, check_pair
 from bnfold.verify.execution import Execution
 from bnfold.verify.forcing import between_decisions
 from bnfold.verify.local import Local
@@ -313,6 +313,135 @@ def test_a_fold_names_the_affine_and_the_channel() -> None:
     assert (failed.affine, failed.channel) == ("b1_node", 5)
     assert failed.status is Status.FAIL
     assert [each.layer for each in found.layers] == ["L0", "L1", "L2", "L3", "L4", "L5"]
+
+
+def causes(reference: Proto, candidate: Proto) -> list[tuple[str, str]]:
+    """What L3 says of nodes that both models have."""
+    found = checked(*map(frontend.from_proto, (reference, candidate)), onnx_dialect())
+    failed = layer(found, "L3")
+    assert all(str(cause) in found.sentence for cause in failed.causes[:3])
+    assert not any(each.causes for each in found.layers if each is not failed)
+    return [(cause.node, cause.difference) for cause in failed.causes]
+
+
+def half_folded(change: Callable[[Proto], None]) -> tuple[Proto, Proto]:
+    """The network, and a fold of it in which the last batch norm stays; then `change`."""
+    made = frontend.fold_model(frontend.from_proto(network()), FoldOptions(merge="never", exclude=("b2*",)))[0]
+    proto = onnx.ModelProto.FromString(frontend.to_bytes(made))
+    change(proto)
+    return network(), proto
+
+
+def at_five(value: float) -> Array:
+    return np.where(np.arange(8) == 5, value, 0)
+
+
+def attribute(name: str, key: str, value: Any) -> Callable[[Proto], None]:
+    def change(proto: Proto) -> None:
+        kept = [each for each in node(proto, name).attribute if each.name != key]
+        del node(proto, name).attribute[:]
+        node(proto, name).attribute.extend([*kept, helper.make_attribute(key, value)])
+
+    return change
+
+
+CAUSES: dict[str, tuple[Callable[[Proto], None], list[str]]] = {
+    "an epsilon": (attribute("b2", "epsilon", 1e-3), ["epsilon is 0.001 instead of 1e-05"]),
+    "what does nothing beside it": (
+        lambda proto: [attribute("b2", "momentum", 0.5)(proto), attribute("b2", "epsilon", 1e-2)(proto)][0],
+        ["epsilon is 0.01 instead of 1e-05"],
+    ),
+    "numbers": (
+        lambda proto: weights(proto, "b2.bias", lambda value: value + at_five(np.abs(value).max())),
+        ["b2.bias differs in 1 of 8 numbers by up to 1 of its largest, first at [5]"],
+    ),
+    "a number that is none": (
+        lambda proto: weights(proto, "b2.bias", lambda value: value + at_five(np.nan)),
+        ["b2.bias differs in 1 of 8 numbers, first at [5]"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), CAUSES.values(), ids=CAUSES.keys())
+def test_what_differs_in_a_node_that_both_have_is_told(change: Callable[[Proto], None], told: list[str]) -> None:
+    assert causes(*half_folded(change)) == [("b2_node", each) for each in told]
+
+
+def test_a_default_that_is_given_is_no_cause() -> None:
+    """What ONNX takes where nothing is given is written out; one channel is wrong."""
+
+    def change(proto: Proto) -> None:
+        attribute("b2", "epsilon", 1e-5)(proto)
+        attribute("c2", "kernel_shape", [3, 3])(proto)
+        attribute("c2", "strides", [1, 1])(proto)
+        attribute("c2", "auto_pad", "NOTSET")(proto)
+        weights(proto, "c2.bias", lambda value: value + at_five(1.0))
+
+    (cause,) = causes(*half_folded(change))
+    assert cause[0] == "c2_node"
+    assert cause[1].startswith("c2.bias differs in 1 of 8 numbers")
+
+
+def test_numbers_that_a_fold_rewrites_are_no_cause() -> None:
+    wrong = folded(network(), lambda proto: weight_of(proto, "c1", one_channel))
+    assert causes(network(), wrong) == []
+
+
+def test_an_attribute_of_an_operator_that_a_fold_rewrites_is_one() -> None:
+    assert causes(network(), folded(network(), attribute("c1", "pads", [0, 0, 2, 2]))) == [
+        ("c1_node", "pads is [0, 0, 2, 2] instead of [1, 1, 1, 1]")
+    ]
+
+
+def test_names_of_other_nodes_are_no_cause() -> None:
+    """Nothing is said where the nodes of the candidate are called otherwise."""
+
+    def change(proto: Proto) -> None:
+        attribute("b2", "epsilon", 1e-3)(proto)
+        for number, each in enumerate(proto.graph.node):
+            each.name = f"n{number}"
+
+    assert causes(*half_folded(change)) == []
+
+
+def test_what_is_read_is_a_cause_where_both_have_it() -> None:
+    def net(*terms: str) -> Proto:
+        made = Net()
+        made.conv("x", 3, 3, pads=[1] * 4, name="one")
+        made.conv("x", 3, 3, pads=[1] * 4, name="two")
+        made.node("Sub", terms, "y")
+        return made.model({"x": SHAPE})
+
+    assert causes(net("one", "two"), net("two", "one")) == [
+        ("y_node", "it reads two_node instead of one_node"),
+        ("y_node", "it reads one_node instead of two_node"),
+    ]
+
+
+def test_of_models_that_cannot_be_cut_all_nodes_are_compared() -> None:
+    before, after = (frontend.from_proto(proto) for proto in half_folded(attribute("b2", "epsilon", 1e-3)))
+    sides = [Side(onnx_dialect(), model).subject(RunOptions()) for model in (before, after)]
+    first, second = (replace(side, tissue=None) for side in sides)
+    found = check_pair(first, second)
+    assert layer(found, "L3").status is Status.SKIPPED
+    assert [cause.difference for cause in layer(found, "L4").causes] == ["epsilon is 0.001 instead of 1e-05"]
+    assert "epsilon is 0.001" in found.sentence
+    right = check_pair(first, replace(first, decides=False))
+    assert not any(each.causes for each in right.layers)
+
+
+def test_a_program_has_causes_too() -> None:
+    def program(epsilon: float) -> Any:
+        module = Residual().eval()
+        norm = module.second[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.eps = epsilon
+        return torch_frontend.capture(module, (torch.zeros(2, 3, 9, 9),))
+
+    failed = layer(checked(program(1e-5), program(1e-3), torch_dialect()), "L3")
+    (cause,) = failed.causes
+    assert cause.module == "second.1"
+    assert cause.difference == "eps is 0.001 instead of 1e-05"
 
 
 def test_the_smallest_part_that_fails_is_saved_and_fails_alone(tmp_path: Path) -> None:

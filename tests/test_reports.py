@@ -37,6 +37,7 @@ from bnfold.reports.report import PRECEDENCE, STATUS, Policy, Report
 from bnfold.reports.text import did_you_mean, duration, size
 from bnfold.run import ExternalFile, FileRecord, Finding, Run
 from bnfold.verify.result import (
+    Cause,
     Layer,
     OutputComparison,
     ProbeRecord,
@@ -378,6 +379,43 @@ def test_a_check_begins_with_its_verdict() -> None:
     report = report_of(Run("check", check=check))
     assert report.headline == "Proved: every number was derived again."
     assert console.render(report, io.StringIO()).count("every number was derived again") == 1
+
+
+def failed_check() -> Verification:
+    """By L3, with a cause that could break a table."""
+    causes = tuple(Cause(f"n{i}", "Conv", None, "pads is [0|1] instead of [1]") for i in range(5))
+    layer = Layer("L3", Status.FAIL, "far off", 9.0, 8.0, causes=causes)
+    return replace(verification(Verdict.FAILED), sentence=f"not equivalent, by L3: {layer.said}", layers=(layer,))
+
+
+def test_a_cause_is_in_every_report() -> None:
+    report = report_of(Run("check", check=failed_check()), NotEquivalent(failed_check().sentence, hint="bnfold demo"))
+    (found,) = validated(report)["check"]["layers"]
+    assert len(found["causes"]) == 5
+    assert found["causes"][0] == {
+        "node": "n0",
+        "op": "Conv",
+        "module": None,
+        "difference": "pads is [0|1] instead of [1]",
+    }
+    told = "Conv n0: pads is [0|1] instead of [1]; Conv n1: pads"
+    for text in (report.headline, " ".join(console.render(report, io.StringIO()).split()), junit.render(report)):
+        assert told in text
+        assert "and 2 more" in text
+    assert "Conv n0: pads is \\[0\\|1\\] instead" in markdown.render(report)
+    assert "Conv n0" in failed_check()._repr_html_()
+
+
+def test_markdown_says_the_verdict_once() -> None:
+    sentence = failed_check().sentence
+    text = markdown.render(report_of(Run("check", check=failed_check()), NotEquivalent(sentence, hint="bnfold demo")))
+    assert text.casefold().count("not equivalent, by l3") == 1
+    assert "**not-equivalent**: bnfold demo\n" in text
+    assert "\n\nLevel auto, seed 0\n" in text
+    run = full_run()
+    run.check = failed_check()
+    folded_text = markdown.render(report_of(run, NotEquivalent(sentence)))
+    assert folded_text.casefold().count("not equivalent, by l3") == 1, "the headline is about the fold"
 
 
 def test_a_command_cut_short_does_not_begin_like_a_success() -> None:

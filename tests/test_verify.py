@@ -489,6 +489,15 @@ def test_the_ratio_of_errors_passes_warns_and_fails(factor: float, status: Statu
     assert found.verdict is (Verdict.FAILED if status is Status.FAIL else Verdict.VERIFIED)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "rounded"), [(3e-7, 4e-7, False), (1e-9, 1e-7, True), (3e-7, 1e-9, True), (0.0, 0.0, True)]
+)
+def test_a_ratio_above_the_floor_names_the_rounding(first: float, second: float, rounded: bool) -> None:
+    said = layer(check_pair(subject_of(twice, noise=first), subject_of(twice, noise=second)), "L4").because
+    assert ("or a rounding of float32 where that is more" in said) is rounded
+    assert ("is at most" in said) is rounded
+
+
 NOTHING: dict[str, Function] = {
     "empty": lambda x: x[:0],
     "all NaN": lambda x: x * np.nan,

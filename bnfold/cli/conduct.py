@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import traceback
@@ -17,12 +18,13 @@ from bnfold.cli.failures import InternalError, spoken, told
 from bnfold.cli.job import Job
 from bnfold.cli.streams import emit, python_warnings, stdout_to_stderr
 from bnfold.display import brief
-from bnfold.errors import BnfoldError, Exit, clean
+from bnfold.errors import BnfoldError, Exit, NotEquivalent, clean
 from bnfold.run import Run
 
 if TYPE_CHECKING:
     from bnfold.reports.report import Report
 
+SAVING = "--save-failure"
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -37,6 +39,7 @@ def conduct(job: Job, argv: Sequence[str]) -> Exit:
             failures += _attempt(partial(job.work, run))
         failures += _attempt(partial(_judge, job, run))
         failures += _attempt(partial(_judge_findings, job, run))
+        _suggest_saving(run, argv, failures)
         run.progress("")
     return _publish(job, run, argv, started, time.perf_counter() - clock, failures, files)
 
@@ -88,6 +91,14 @@ def _judge_findings(job: Job, run: Run) -> None:
     from bnfold.reports.conditions import enforce
 
     enforce(run.findings, job.fail_on)
+
+
+def _suggest_saving(run: Run, argv: Sequence[str], failures: Sequence[BnfoldError]) -> None:
+    """Where models were run and differ, the same command again that keeps the part that does."""
+    kept = any(word.partition("=")[0] in (SAVING, "--") for word in argv)
+    for error in failures:
+        if isinstance(error, NotEquivalent) and error.hint is None and run.check and run.check.inputs and not kept:
+            error.hint = shlex.join(["bnfold", *argv, SAVING, "failure"])
 
 
 def _publish(

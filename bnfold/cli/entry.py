@@ -74,7 +74,7 @@ def _understood(words: list[str]) -> Job | int:
     except Exception as error:
         if not is_usage(error):
             raise
-        return _refused(words, usage_error(error))
+        return _refused(words, usage_error(error, words))
     except SystemExit:
         # typer ends so when the reader of the help text went away
         return Exit.OK

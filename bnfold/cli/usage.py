@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from bnfold.errors import UsageError
-from bnfold.reports.text import did_you_mean
+from bnfold.reports.text import did_you_mean, nearest
 
 EXAMPLES = {
     "export": "bnfold export model.pt",
@@ -26,8 +29,8 @@ def is_usage(error: BaseException) -> bool:
     return callable(getattr(error, "format_message", None)) and getattr(error, "exit_code", None) in (1, 2)
 
 
-def usage_error(error: Any) -> UsageError:
-    """The same complaint in bnfold's words."""
+def usage_error(error: Any, words: Sequence[str] = ()) -> UsageError:
+    """The same complaint in bnfold's words; `words` are the command line."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "bnfold"
     name = command.rpartition(" ")[2]
@@ -38,7 +41,7 @@ def usage_error(error: Any) -> UsageError:
     if kind == "NoSuchOption":
         return _no_flag(command, error.option_name, context)
     if kind == "BadParameter" and error.param is not None:
-        hint = HINTS.get((name, max(error.param.opts, key=len)), f"{command} --help")
+        hint = HINTS.get((name, max(error.param.opts, key=len))) or _chosen(error, words) or f"{command} --help"
         return UsageError(_bad_value(error), code="bad-value", hint=hint)
     message = _sentence(error.format_message())
     if message == "missing command":
@@ -62,6 +65,22 @@ def _bad_value(error: Any) -> str:
     if error.param.param_type_name == "argument":
         flag = error.param.metavar or flag
     return f"the value of {flag} cannot be used: {_sentence(error.message.removeprefix('Value error, '))}"
+
+
+def _chosen(error: Any, words: Sequence[str]) -> str | None:
+    """The same command with a word that the flag takes: the nearest, else the default. None where it takes any."""
+    found = re.search(r"'(.*)' is not one of (.*)", error.message)
+    if found is None:
+        return None
+    value, known = found[1], re.findall(r"'([^']*)'", found[2])
+    meant = nearest(value, known) or error.param.default
+    for index, word in enumerate(words):
+        flag, equals, given = word.partition("=")
+        rest = [given] if equals else list(words[index + 1 : index + 2])
+        if meant in known and flag in error.param.opts and rest == [value]:
+            end = index + (1 if equals else 2)
+            return shlex.join(["bnfold", *words[:index], flag, meant, *words[end:]])
+    return None
 
 
 def _flags(command: Any, context: Any) -> list[str]:

@@ -90,8 +90,10 @@ def _annotations(report: Report) -> Iterator[Annotation]:
     for error in report.ordered_failures:
         yield Annotation("error", error.code, f"{error}. {error.hint}" if error.hint else str(error), model)
     levels = {Status.FAIL: "error", Status.WARN: "warning"}
-    for layer in report.run.check.layers if report.run.check else ():
-        if layer.status in levels:
+    check = report.run.check
+    said = check.sentence if check and check.sentence in map(str, report.failures) else ""
+    for layer in check.layers if check else ():
+        if layer.status in levels and not (layer.status is Status.FAIL and layer.because in said):
             yield Annotation(
                 levels[layer.status],
                 f"check {layer.layer}",

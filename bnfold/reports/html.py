@@ -48,6 +48,8 @@ LAYERS = {
     "L4": "both models in the runtime",
     "L5": "both with the runtime's own optimisations",
 }
+INTERFACES = "the interfaces"
+"""What L0 compares of two models without records."""
 EXPORT = "the ONNX model and the torch program, in float64"
 """What a layer compares that is there a second time."""
 # A colour of the page, and the sign that says the same without it.
@@ -235,6 +237,12 @@ def where(affine: Facts) -> str:
     return short(affine["module"] or affine["name"])
 
 
+def compares(layer: Facts, layers: Sequence[Facts]) -> str:
+    """What a layer compares. Without records there is no L1, and L0 is about interfaces alone."""
+    without_records = layer["layer"] == "L0" and all(each["layer"] != "L1" for each in layers)
+    return INTERFACES if without_records else LAYERS[layer["layer"]]
+
+
 def takers(affine: Facts) -> str:
     """The operators that took an affine in, in the user's words."""
     return some(node["module"] or node["node"] for node in affine["into"])
@@ -272,10 +280,11 @@ ENVIRONMENT.filters |= {
     "number": text.number,
     "plural": text.plural,
     "size": text.size,
-    **{made.__name__: made for made in (figure, duration, chain, some, short, where, obstacles, takers, bits)},
+    **{
+        made.__name__: made for made in (figure, duration, chain, some, short, where, obstacles, takers, bits, compares)
+    },
 }
 ENVIRONMENT.globals |= {
-    "LAYERS": LAYERS,
     "EXPORT": EXPORT,
     "SIGNS": SIGNS,
     "VERDICTS": {verdict.value: words for verdict, words in VERDICT_WORDS.items()},

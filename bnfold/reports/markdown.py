@@ -21,9 +21,10 @@ def _blocks(report: Report) -> Iterator[str]:
     yield f"# {_plain(report.headline)}"
     models = [record.path for record in (run.input, run.output if run.command == "check" else None) if record]
     yield f"`bnfold {run.command}`, {_plain(' against '.join(models) or 'no model')}, exit code {report.exit_code}"
-    if report.failure is not None:
-        hint = f" {_plain(report.failure.hint)}." if report.failure.hint else ""
-        yield f"**{_plain(report.failure.code)}**: {_plain(str(report.failure))}.{hint}"
+    if (failure := report.failure) is not None:
+        said = "" if report.begins_with(str(failure)) else f"{_plain(str(failure))}."
+        told = " ".join(text for text in (said, _plain(failure.hint or "")) if text)
+        yield f"**{_plain(failure.code)}**" + (f": {told}" if told else "")
     if rows := tables.rows(report):
         yield "## Batch norms"
         yield _table(
@@ -57,7 +58,9 @@ def _check(report: Report) -> Iterator[str]:
     if check is None:
         return
     yield "## Check"
-    yield f"{_plain(check.sentence)} (level {check.level}, seed {check.seed})"
+    is_said = report.begins_with(check.sentence) or check.sentence == str(report.failure)
+    how = f"level {check.level}, seed {check.seed}"
+    yield how.capitalize() if is_said else f"{_plain(check.sentence)} ({how})"
     if check.layers:
         yield _table(
             ("layer", "status", "because", "measured"),

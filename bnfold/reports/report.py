@@ -124,6 +124,10 @@ class Report:
             return f"{told[0].code}: {told[0].message}." if len(told) == 1 else f"{len(told)} reasons and findings."
         return "Done."
 
+    def begins_with(self, sentence: str) -> bool:
+        """Whether the headline says this already; it begins with a capital letter."""
+        return bool(sentence) and sentence[1:] in self.headline
+
     def violates(self, identity: str, outcome: Outcome) -> bool:
         """Whether this is a batch norm that the policy, or the baseline, does not allow to stay."""
         if any(finding.code == REGRESSED and finding.affine == identity for finding in self.run.findings):

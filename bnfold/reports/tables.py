@@ -172,12 +172,13 @@ def changes(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def because(layer: Layer) -> str:
-    """What a layer of the check says, with the place that it means unless it names that itself."""
+    """What a layer of the check says, with the place that it means unless it names that itself, and the causes."""
     said, affine = clean(layer.because), clean(layer.affine or "")
     channel = f", channel {layer.channel}" if layer.channel is not None else ""
     where = f"{affine}{channel}" if affine else channel.removeprefix(", ")
     named = affine in said and (layer.channel is None or f"channel {layer.channel}" in said)
-    return f"{said} (at {where})" if where and not named else said
+    placed = f"{said} (at {where})" if where and not named else said
+    return f"{placed}; {clean(layer.why)}" if layer.causes else placed
 
 
 def layers(check: Verification) -> Iterable[tuple[str, Layer]]:

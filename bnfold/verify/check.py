@@ -24,6 +24,7 @@ from bnfold.errors import EnvironmentFailure, NoVerdict
 from bnfold.evidence import Contents, Evidence
 from bnfold.model import Runner, Signature
 from bnfold.outcome import FoldReport
+from bnfold.verify.causes import with_causes
 from bnfold.verify.certificate import derive
 from bnfold.verify.execution import Execution
 from bnfold.verify.forcing import between_decisions
@@ -78,7 +79,7 @@ def check_fold(
     layers = [*known] or static_layers(reference.signature, candidate.signature, records, plan.facts, plan.probes.seed)
     execution = Execution.of(reference, candidate, unrounded, plan, strict=True)
     execution.look_between = lambda: between_decisions(reference, candidate, execution)
-    found = _executed(layers, execution, lambda: examine(reference, candidate, execution, records.report))
+    found = _executed(layers, execution, (reference, candidate), records.report)
     return replace(found, report=records.report)
 
 
@@ -108,7 +109,7 @@ def check_pair(reference: Subject, candidate: Subject, plan: CheckPlan = CheckPl
     layers = [licence(reference.signature, candidate.signature, plan.facts, exactly=False)]
     execution = Execution.of(reference, candidate, candidate.exact, plan, strict=False)
     execution.look_between = lambda: between_decisions(reference, candidate, execution)
-    return _executed(layers, execution, lambda: examine(reference, candidate, execution, None))
+    return _executed(layers, execution, (reference, candidate), None)
 
 
 def check_export(
@@ -134,14 +135,17 @@ def _not_asked() -> Runner:
     raise NoVerdict("only float64 is asked for")
 
 
-def _executed(layers: list[Layer], execution: Execution, look_inside: Callable[[], Examined]) -> Verification:
+def _executed(
+    layers: list[Layer], execution: Execution, models: tuple[Subject, Subject], report: FoldReport | None
+) -> Verification:
     """Add the layers that execute, unless the level or the interfaces forbid it, and conclude."""
     plan, obstacle, inside = execution.plan, None, None
     if plan.level != "static" and layers[0].status is not Status.FAIL:
         execution.run()
-        inside = look_inside()
+        inside = examine(*models, execution, report)
         layers = [*layers, execution.semantic_layer(), inside.layer, execution.end_to_end_layer()]
         layers += execution.runtime_layers()
+        layers = with_causes(layers, models, inside.place)
         obstacle = execution.obstacle
     verdict, sentence = conclude(layers, plan.level, obstacle, complete=inside is not None and inside.complete)
     if verdict is Verdict.FAILED and plan.save_failure and execution.ran:
@@ -172,7 +176,8 @@ def conclude(
     for layer in sorted(layers, key=lambda each: LOCALISING.find(each.layer)):
         if layer.status is Status.FAIL:
             limit = f" (limit {layer.limit:.3g})" if layer.limit is not None and isfinite(layer.figure or 0) else ""
-            return Verdict.FAILED, f"not equivalent, by {layer.layer}: {layer.because}{limit}"
+            why = f"; {layer.why}" if layer.causes else ""
+            return Verdict.FAILED, f"not equivalent, by {layer.layer}: {layer.because}{limit}{why}"
     if obstacle:
         return Verdict.NO_VERDICT, f"no verdict: {obstacle}"
     if level == "full" and skipped:

@@ -61,7 +61,9 @@ def agreement(ends: EndToEnd, plan: CheckPlan, note: str) -> str:
         return f"within the given tolerance {note}"
     if (ratio := ends.worst_ratio) is None:
         return f"all decisions are the same {note}"
-    said = f"the error against float64 is {ratio:.2f} times that of the original {note}"
+    rounding = next((meter.rounding for meter in ends.meters.values() if meter.result().ratio == ratio), None)
+    most, floor = ("at most ", f", or a rounding of {rounding} where that is more,") if rounding else ("", "")
+    said = f"the error against float64 is {most}{ratio:.2f} times that of the original{floor} {note}"
     moved = max((found.moved for meter in ends.meters.values() for found in meter.typical.values()), default=None)
     return said if moved is None else f"{said}, which rounding alone takes {moved:.1e} of its size away from float64"
 

@@ -68,11 +68,16 @@ class Examined:
         """Whether every place that changed was compared, and agreed."""
         return self.local is not None and not self.local.refusals and self.layer.status is Status.PASS
 
+    @property
+    def place(self) -> Stretch | None:
+        """The smallest part that fails."""
+        return self.local.failing.stretch if self.local is not None and self.local.failing is not None else None
+
     def save(self, folder: Path) -> None:
         """Keep the smallest part that fails, of both models."""
-        if self.local is not None and self.local.failing is not None:
+        if self.local is not None and self.place is not None:
             folder.mkdir(exist_ok=True)
-            self.local.both.save(self.local.failing.stretch, folder)
+            self.local.both.save(self.place, folder)
 
 
 @dataclass

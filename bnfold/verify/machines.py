@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bnfold.errors import MissingDependency, NoVerdict
+from bnfold.evidence import Contents
 from bnfold.model import Arrays, Port, Runner, Signature, StoredSize
 from bnfold.verify.anatomy import Tissue
 from bnfold.verify.inputs import numpy_dtype
@@ -30,7 +31,7 @@ class Subject:
     with those that it has by default (None for a runtime that has none); or they raise `NoVerdict` or
     `MissingDependency`. `decides` says that the model rounds or decides inside (QuantizeLinear, TopK, ArgMax…), where
     the smallest error may turn into a large one. `tissue` opens the model; without it there is no L3. By what is
-    `stored` the memory to execute it is estimated.
+    `stored` the memory to execute it is estimated. `contents` reads it node by node, for those who ask why it differs.
     """
 
     signature: Signature
@@ -40,6 +41,7 @@ class Subject:
     optimised: Callable[[], Runner] | None = None
     tissue: Callable[[], Tissue] | None = None
     stored: StoredSize = NOTHING_STORED
+    contents: Callable[[], Contents] | None = None
 
 
 @dataclass(eq=False)

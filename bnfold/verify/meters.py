@@ -135,6 +135,14 @@ class Meter:
         """Half an epsilon: an error below it is as good as none."""
         return 0.5 * self.epsilon
 
+    @property
+    def rounding(self) -> str | None:
+        """The type whose rounding stands in the ratio for an error that is smaller; None if both are larger."""
+        left = self.squares.keys() - self.typical.keys()
+        if not left or min(self._errors(left)) >= self.floor:
+            return None
+        return max((self.dtype, self.stored), key=lambda name: EPSILONS.get(name, 0.0))
+
     def _ratio(self) -> float:
         ratios = [found.ratio for found in self.typical.values()]
         if left := self.squares.keys() - self.typical.keys():

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from bnfold.display import brief, plain, table
+from bnfold.display import FEW, brief, plain, table
 from bnfold.outcome import FoldReport
 
 
@@ -29,8 +29,25 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Cause:
+    """What differs in a node that both models have where they part: `difference` in a sentence."""
+
+    node: str
+    op: str
+    module: str | None
+    difference: str
+
+    def __str__(self) -> str:
+        node = f"{self.op} {self.node}"
+        return f"{f'{self.module} ({node})' if self.module else node}: {self.difference}"
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One independent line of evidence. `figure` is what was measured, `limit` what it must not exceed."""
+    """One independent line of evidence. `figure` is what was measured, `limit` what it must not exceed.
+
+    `causes` are told beside a difference and decide nothing.
+    """
 
     layer: str
     status: Status
@@ -40,6 +57,7 @@ class Layer:
     affine: str | None = None
     channel: int | None = None
     elapsed_s: float = 0.0
+    causes: tuple[Cause, ...] = ()
 
     @property
     def measured(self) -> str:
@@ -47,6 +65,18 @@ class Layer:
         if self.figure is None:
             return ""
         return f"{self.figure:.3g}" + (f" (limit {self.limit:.3g})" if self.limit is not None else "")
+
+    @property
+    def why(self) -> str:
+        """The first causes, one behind the other; nothing where there is none."""
+        more = len(self.causes) - FEW
+        told = "; ".join(map(str, self.causes[:FEW]))
+        return f"{told}; and {more} more" if more > 0 else told
+
+    @property
+    def said(self) -> str:
+        """What was found, and the causes."""
+        return f"{self.because}; {self.why}" if self.causes else self.because
 
 
 @dataclass(frozen=True)
@@ -156,7 +186,7 @@ class Verification:
 
     def _repr_html_(self) -> str:
         """A table for notebooks: the verdict, and under it what each layer says and measured."""
-        rows = [(layer.layer, layer.status, layer.because, layer.measured) for layer in self.layers]
+        rows = [(layer.layer, layer.status, layer.said, layer.measured) for layer in self.layers]
         return table(self._said, ("layer", "status", "because", "measured"), rows)
 
     @property

@@ -217,7 +217,7 @@ class Structure:
         if not same and isinstance(first, Held) and isinstance(second, Held):
             yield Complaint(Status.FAIL, f"a constant that {name} reads changed: {first.name or second.name}")
         elif not same:
-            found, wanted = (_words(each) for each in (self._now(second), self._through(first)))
+            found, wanted = (words(each) for each in (self._now(second), self._through(first)))
             yield Complaint(Status.FAIL, f"{name} reads {found} instead of {wanted}")
 
     @cached_property
@@ -266,7 +266,7 @@ class Structure:
             for number, (first, second) in enumerate(zip(results, now, strict=False)):
                 if not self._are_same(self._through(first), self._now(second)):
                     where = f" of {scope}" if scope else ""
-                    found, wanted = (_words(each) for each in (self._now(second), self._through(first)))
+                    found, wanted = (words(each) for each in (self._now(second), self._through(first)))
                     yield Complaint(Status.FAIL, f"output {number}{where} is {found} instead of {wanted}")
             if len(results) != len(now):
                 yield Complaint(Status.FAIL, f"{scope or 'the model'} gives out {len(now)} values, not {len(results)}")
@@ -436,7 +436,8 @@ def _undoes(first: Move, second: Move) -> bool | None:
     return True if len(unlike) <= 1 and (0, 0) not in pairs else None
 
 
-def _words(read: Read) -> str:
+def words(read: Read) -> str:
+    """What is read, in a sentence."""
     if read is None:
         return "nothing"
     if isinstance(read, Held):

@@ -6,9 +6,12 @@ is seen through here by rule: Identity, a Dropout that does nothing, and a seque
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 import numpy as np
+import onnx.defs
 import onnx_ir as ir
 
 from bnfold.evidence import Contents, Held, Move, Operation, Read, Wire
@@ -63,7 +66,8 @@ class _Reader:
         attributes = {name: _text(attribute) for name, attribute in node.attributes.items()}
         data, outputs = self._data(node), sum(bool(output.name) for output in node.outputs)
         adds = data is None and walking.is_standard(node, "Add", "Sub", "Sum")
-        return Operation(_operator(node), attributes, reads, outputs, data, self._move(node), adds)
+        implied = _defaults(node.domain, node.op_type, self._model.opset_imports.get(node.domain, self._opset))
+        return Operation(_operator(node), attributes, reads, outputs, data, self._move(node), adds, implied=implied)
 
     def read(self, value: ir.Value | None) -> Read:
         """What a value is, behind every node that does nothing."""
@@ -206,6 +210,17 @@ def _scopes(model: ir.Model, names: dict[ir.Node, str]) -> list[tuple[ir.Graph, 
 def _operator(node: ir.Node) -> str:
     domain = "" if node.domain in walking.STANDARD_DOMAINS else node.domain
     return f"{domain}:{node.op_type}" + (f":{node.overload}" if node.overload else "")
+
+
+@lru_cache(maxsize=1024)
+def _defaults(domain: str, op: str, version: int) -> Mapping[str, str]:
+    """The attributes that an operator has where none is given, as text; none of an operator that ONNX does not know."""
+    try:
+        schema = onnx.defs.get_schema(op, version, "" if domain in walking.STANDARD_DOMAINS else domain)
+    except onnx.defs.SchemaError:
+        return {}
+    protos = {name: attribute.default_value for name, attribute in schema.attributes.items()}
+    return {name: _text(ir.serde.deserialize_attribute(proto)) for name, proto in protos.items() if proto.name}
 
 
 def _text(attribute: ir.Attr) -> str:
