@@ -24,14 +24,15 @@ from bnfold.errors import Exit
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
-from bnfold.graph import Site
+from bnfold.graph import Reason, Site
 from bnfold.outcome import FoldReport, Merged, Outcome
 from bnfold.pipeline import run_inspect
 from bnfold.reports import explain
-from bnfold.reports.conditions import FOUND_REASONS, Condition
+from bnfold.reports.conditions import FIRES, FOUND_REASONS, Condition
 from bnfold.reports.findings import findings
 from bnfold.reports.statistics import remarks
 from bnfold.run import Run
+from bnfold.stages import exported
 
 Told = tuple[str, str, tuple[int, ...]]
 Stored = dict[str, list[float]]
@@ -47,7 +48,14 @@ STATISTICS: dict[str, tuple[Stored, list[Told]]] = {
     "negative": ({"var": [1, 1, -1, 1]}, [("variance-not-positive", "error", (2,))]),
     "still": ({"var": [1e-12, 1, 1, 1], "weight": [0.01, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
     "outlying": ({"var": [1e-3, 1e4, 1e4, 1e4], "weight": [0.001, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
-    "small but alike": ({"var": [1e-7] * 4}, []),
+    "small but alike": ({"var": [1.1e-6] * 4}, []),
+    "below epsilon": ({"var": [9e-7, 1, 1, 1], "weight": [0.01, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
+    "all below epsilon": ({"var": [1e-7] * 4}, [("near-zero-variance", "warning", ALL)]),
+    "nearly outlying": ({"var": [1.1e-2, 1e4, 1e4, 1e4], "weight": [0.001, 1, 1, 1]}, []),
+    "below epsilon and outlying": (
+        {"var": [1e-9, 1e-3, 1e4, 1e4], "weight": [1e-5, 0.001, 1, 1]},
+        [("near-zero-variance", "note", (0,)), ("near-zero-variance", "note", (1,))],
+    ),
     "mostly still": (
         {"var": [0, 0, 0, 1], "weight": [0.01, 0.01, 0.01, 1]},
         [("near-zero-variance", "warning", (0, 1, 2))],
@@ -254,6 +262,55 @@ def test_a_scale_beyond_float16_is_told_where_the_batch_norm_stays() -> None:
     assert list(remarks(large, stays=False)) == []
 
 
+def test_a_variance_near_zero_is_told_with_epsilon_and_the_scale() -> None:
+    (remark,) = remarks(norm(var=[6.95e-8, 1, 1, 1], weight=[0.96, 1, 1, 1]), stays=False)
+    cause = "its input hardly varied in training, or the weights in front of it are tiny"
+    limit = "below 0.1 times epsilon (1e-05), so epsilon sets the scale, which is 303"
+    assert remark.text == f"the running variance is 6.95e-08, {limit}: {cause}"
+    (remark,) = remarks(norm(var=[1e-3, 2e-3, 1e4, 1e4]), stays=False)
+    limit = "below 1e-06 times the median channel's (5e+03), with a scale of 22.3 to 31.5"
+    assert remark.text == f"the running variance is 0.001 to 0.002, {limit}: {cause}"
+
+
+def weighed(factor: float) -> nn.Sequential:
+    """A network in which the weights of the second channel are so many times those of the others."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        net[0].weight[:] = torch.tensor([2.0, 2.0 * factor, -2.0, 2.0]).reshape(4, 1, 1, 1)
+        net[1].running_var[:] = torch.tensor([1.0, 1e-9, 1.0, 1.0])
+    return net
+
+
+@pytest.mark.parametrize("opset", [None, 18])
+@pytest.mark.parametrize(
+    ("factor", "cause"),
+    [
+        (1.0, "its input hardly varied in training, or the weights in front of it are tiny"),
+        (0.09, "the weights of 0 in front of it are at least 11.1 times smaller than the median channel's"),
+        (0.11, "its input hardly varied in training, or the weights in front of it are tiny"),
+        (0.0, "the weights of 0 in front of it are 0"),
+    ],
+)
+def test_tiny_weights_in_front_are_named(factor: float, cause: str, opset: int | None) -> None:
+    program: Any = torch.export.export(weighed(factor), (torch.ones(2, 1, 3, 3),))
+    dialect, model = (torch_dialect(), program) if opset is None else (onnx_dialect(), exported(program, opset))
+    folded, report = dialect.fold(model, FoldOptions())
+    told = findings(dialect.evidence(model), dialect.evidence(folded), report)
+    (message,) = [each.message for each in told if each.code == "near-zero-variance"]
+    assert message.startswith("channel 1 of 1: ")
+    assert message.endswith(f": {cause}")
+
+
+def test_weights_in_front_of_another_operator_are_not_named() -> None:
+    net = weighed(1e-4)
+    program = torch.export.export(nn.Sequential(net[0], nn.BatchNorm2d(4), net[1]).eval(), (torch.ones(2, 1, 3, 3),))
+    dialect = torch_dialect()
+    folded, report = dialect.fold(program, FoldOptions())
+    told = findings(dialect.evidence(program), dialect.evidence(folded), report)
+    (message,) = [each.message for each in told if each.code == "near-zero-variance"]
+    assert message.endswith("or the weights in front of it are tiny")
+
+
 def test_a_frozen_batch_norm_stores_no_statistics_and_is_not_untrained() -> None:
     frozen = replace(norm(mean=[0] * 4, var=[1] * 4), epsilon=0.0)
     assert [remark.condition for remark in remarks(frozen, stays=False)] == [Condition.UNUSUAL_EPSILON]
@@ -295,7 +352,8 @@ def test_every_finding_can_be_named_and_is_explained(
 ) -> None:
     (entry,) = explain.lookup(word)
     text = "".join(explain.render((entry,)).split())  # its lines break anywhere
-    assert all("".join(part.split()) in text for part in (entry.message, entry.remedy, "Example: "))
+    fires = FIRES[entry] if isinstance(entry, Reason) else entry.fires
+    assert all("".join(part.split()) in text for part in (entry.message, entry.remedy, fires, "Example: "))
     assert word in explain.render(explain.lookup(None))
     assert main(["inspect", str(tmp_path / "absent.onnx"), "--fail-on", word]) != Exit.USAGE
     assert "--fail-on" not in capsys.readouterr().err

@@ -6,7 +6,7 @@ number per channel. Channels that an earlier check explains are left out of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,29 +17,19 @@ from numpy.typing import NDArray
 from bnfold.evidence import StoredNorm
 from bnfold.graph import Reason
 from bnfold.reports.conditions import Condition
+from bnfold.reports.limits import (
+    DEVIATIONS,
+    FLOAT16_LARGEST,
+    LEAST_KEPT,
+    MOST,
+    NEGLIGIBLE,
+    OUTLYING,
+    SMALL_WEIGHTS,
+    USUAL_EPSILON,
+)
 
 Channels = NDArray[np.bool_]
 Wide = NDArray[np.float64]
-
-FLOAT16_LARGEST = 65504.0
-
-USUAL_EPSILON = (1e-7, 1e-2)
-
-NEGLIGIBLE = 1e-3
-"""A variance so many times below epsilon is 0.1 % of what the channel is divided by: epsilon alone scales it."""
-
-OUTLYING = 1e-6
-"""Or so many times below the median channel's: its values spread a thousand times less than those of its neighbours."""
-
-DEVIATIONS = 8.0
-"""A ReLU behind a mean so many standard deviations below zero fires for at most 1 in 65 inputs, whatever their
-distribution (Cantelli's inequality, 1 / (1 + k²)), and for 1 in 10¹⁵ that are normal."""
-
-LEAST_KEPT = 0.5
-"""Frameworks keep 0.9 to 0.9997 of the running statistics at each step; less than half is the other convention."""
-
-MOST = 0.5
-"""A few such channels are usual in trained networks and a note; more than this part of them is a warning."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +43,26 @@ class Remark:
 
 
 @dataclass(frozen=True, eq=False)
+class InFront:
+    """The linear operator that makes what a batch norm reads, and the largest weight of each channel, `(channels,)`."""
+
+    name: str
+    largest: Wide
+
+
+def unknown() -> InFront | None:
+    """Nothing is known of what is in front of a batch norm."""
+    return None
+
+
+@dataclass(frozen=True, eq=False)
 class Looked:
-    """A batch norm with its numbers in float64, each of shape `(channels,)`; `stays` says that it did not fold."""
+    """A batch norm with its numbers in float64, each of shape `(channels,)`; `stays` says that it did not fold, and
+    `front` looks at the operator in front of it."""
 
     norm: StoredNorm
     stays: bool
+    front: Callable[[], InFront | None] = unknown
 
     @cached_property
     def numbers(self) -> Wide:
@@ -93,9 +98,9 @@ class Looked:
         return self.sound & ~self.dead & ~self.constant
 
 
-def remarks(norm: StoredNorm, *, stays: bool) -> Iterator[Remark]:
+def remarks(norm: StoredNorm, *, stays: bool, front: Callable[[], InFront | None] = unknown) -> Iterator[Remark]:
     """What is unusual about a batch norm that is a fixed map: its settings, its place, then its statistics."""
-    looked = Looked(norm, stays)
+    looked = Looked(norm, stays, front)
     yield from _settings(norm)
     if len({np.shape(each) for each in (norm.gamma, norm.beta, norm.mean, norm.variance)}) > 1 or norm.mean.size == 0:
         return
@@ -139,22 +144,48 @@ def _broken(looked: Looked) -> Iterator[Remark]:
 
 
 def _variances(looked: Looked) -> Iterator[Remark]:
-    variance, epsilon = looked.numbers[3], looked.norm.epsilon
+    variance = looked.numbers[3]
     if not looked.live.any():
         return
-    least = max(NEGLIGIBLE * epsilon, OUTLYING * float(np.median(variance[looked.live])))
-    still = looked.live & (variance < least)
-    if still.any():
-        largest = float(_scales(looked)[still].max())
-        text = (
-            f"the running variance is below {least:.2g}: the input did not vary in training, and a change of it is "
-            f"multiplied by up to {largest:.3g}"
-        )
-        yield Remark(Condition.NEAR_ZERO_VARIANCE, _by_share(still), text, still)
+    yield from _near_zero(looked)
     huge = looked.sound & (variance > FLOAT16_LARGEST)
     if huge.any():
         text = f"the running variance reaches {variance[huge].max():.3g}, beyond what float16 holds"
         yield Remark(Condition.HUGE_VARIANCE, "warning", text, huge)
+
+
+def _near_zero(looked: Looked) -> Iterator[Remark]:
+    variance, epsilon = looked.numbers[3], looked.norm.epsilon
+    median = float(np.median(variance[looked.live]))
+    negligible = looked.live & (variance < NEGLIGIBLE * epsilon)
+    outlying = looked.live & (variance < OUTLYING * median) & ~negligible
+    for still, limit in (
+        (negligible, f"{NEGLIGIBLE:g} times epsilon ({epsilon:.3g}), so epsilon sets the scale, which is"),
+        (outlying, f"{OUTLYING:g} times the median channel's ({median:.3g}), with a scale of"),
+    ):
+        if still.any():
+            text = (
+                f"the running variance is {_range(variance[still])}, below {limit} {_range(_scales(looked)[still])}: "
+                f"{_cause(looked, still)}"
+            )
+            yield Remark(Condition.NEAR_ZERO_VARIANCE, _by_share(still), text, still)
+
+
+def _range(numbers: Wide) -> str:
+    """`3`, or `3 to 5` for several."""
+    low, high = (f"{number:.3g}" for number in (numbers.min(), numbers.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _cause(looked: Looked, still: Channels) -> str:
+    """Why channels hardly varied: the weights that make them are small, where that is known; it may be their input."""
+    front = looked.front()
+    if front is not None:
+        usual, largest = float(np.median(front.largest[looked.live])), float(front.largest[still].max())
+        if largest <= SMALL_WEIGHTS * usual:
+            least = f"at least {usual / largest:.3g} times smaller than the median channel's" if largest else "0"
+            return f"the weights of {front.name} in front of it are {least}"
+    return "its input hardly varied in training, or the weights in front of it are tiny"
 
 
 def _outputs(looked: Looked) -> Iterator[Remark]:

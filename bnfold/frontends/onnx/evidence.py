@@ -131,7 +131,13 @@ class _Reader:
             kept=None if momentum is None or momentum.is_ref() else float(momentum.value),
             dropout=self._dropout(node.inputs[0]),
             rectified=_rectified(node.outputs[0]),
+            reads=self._maker(node.inputs[0]),
         )
+
+    def _maker(self, value: ir.Value | None) -> str:
+        """The name of the node that makes a value; empty for an input of the model."""
+        node = None if value is None else value.producer()
+        return "" if node is None else self._names[node]
 
     def _dropout(self, value: ir.Value | None) -> float:
         """The ratio of the dropout in front of a value, through operators that pass its noise on; 0 without one."""

@@ -58,8 +58,13 @@ def evidence(program: ExportedProgram) -> Evidence:
             continue
         name, arguments = _bound(node)
         if norm := _norm(name, arguments, values):
-            dropout = _dropout(arguments.get("input"), values)
-            found.norms[node.name] = replace(norm, dropout=dropout, rectified=_rectified(node))
+            source = arguments.get("input")
+            found.norms[node.name] = replace(
+                norm,
+                dropout=_dropout(source, values),
+                rectified=_rectified(node),
+                reads=source.name if isinstance(source, fx.Node) else "",
+            )
         elif linear := _linear(name, arguments, values):
             found.linears[node.name] = linear
         elif affine := _affine(name, arguments, values):
