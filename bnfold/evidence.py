@@ -23,7 +23,8 @@ REACH = 8
 class StoredNorm:
     """The statistics of one batch norm, each of shape `(channels,)` in its stored dtype.
 
-    `kept` is the part of the running statistics that a training step would keep, None where that is not stored.
+    `kept` is the part of the running statistics that a training step would keep, None where that is not stored, and
+    `batches` how many steps there were, None where nobody has counted.
     `dropout` is the probability of a dropout in front of it, one of the last `REACH` operators, all behind which pass
     its noise on; 0 without one. `rectified` says that only ReLUs read the result. `reads` is the node whose result it
     reads, empty where there is none.
@@ -35,12 +36,13 @@ class StoredNorm:
     variance: Tensor
     epsilon: float
     kept: float | None = None
+    batches: int | None = None
     dropout: float = 0.0
     rectified: bool = False
     reads: str = ""
 
 
-AROUND = ("kept", "dropout", "rectified", "reads")
+AROUND = ("kept", "batches", "dropout", "rectified", "reads")
 """What of a `StoredNorm` is not the map that it is, but how it was trained and what is around it."""
 
 

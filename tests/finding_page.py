@@ -15,11 +15,13 @@ from bnfold.reports.explain import EXAMPLES
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "findings.md"
 
 BY_SHARE = "note; warning where it is more than half of the channels"
+BY_PART = "note; warning where it is more than half of the running statistics"
 SEVERITIES: dict[Condition | Reason, str] = {
     Reason.VARIANCE_NOT_POSITIVE: "error",
     Reason.NON_FINITE: "error",
     Reason.BATCH_STATISTICS: "warning",
     Condition.UNTRAINED: "warning",
+    Condition.FEW_BATCHES: BY_PART,
     Condition.NEAR_ZERO_VARIANCE: BY_SHARE,
     Condition.HUGE_VARIANCE: "warning",
     Condition.DEAD_CHANNELS: BY_SHARE,

@@ -18,6 +18,7 @@ from onnx_build import Net
 from torch import nn
 from torch.export import ExportedProgram
 
+import bnfold
 from bnfold.cli import main
 from bnfold.dialects import Dialect, onnx_dialect, torch_dialect
 from bnfold.errors import Exit
@@ -309,6 +310,89 @@ def test_weights_in_front_of_another_operator_are_not_named() -> None:
     told = findings(dialect.evidence(program), dialect.evidence(folded), report)
     (message,) = [each.message for each in told if each.code == "near-zero-variance"]
     assert message.endswith("or the weights in front of it are tiny")
+
+
+def counted(batches: int, momentum: float | None = 0.1, variance: float = 1.2) -> list[Told]:
+    """What is found in a batch norm that has counted so many batches."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU()).eval()
+    net[1].num_batches_tracked.fill_(batches)
+    net[1].running_mean.fill_(0.1)
+    net[1].running_var[:] = torch.tensor([1.2, 1.2, 1.2, variance])
+    return found(torch_dialect(), torch.export.export(net, (torch.randn(2, 3, 5, 5),)))
+
+
+YOUNG, VERY_YOUNG = ("few-batches", "note", ()), ("few-batches", "warning", ())
+
+
+@pytest.mark.parametrize(
+    ("batches", "more", "told"),
+    [
+        (0, {}, []),
+        (1, {}, [VERY_YOUNG]),
+        (6, {}, [VERY_YOUNG]),
+        (7, {}, [YOUNG]),
+        (10, {}, [YOUNG]),
+        (43, {}, [YOUNG]),
+        (44, {}, []),
+        (10**18, {}, []),
+        (10, {"momentum": None}, []),
+        (10, {"momentum": 0.0}, []),
+        (1, {"momentum": 0.4}, [VERY_YOUNG]),
+        (10, {"momentum": 0.4}, []),
+        (10, {"variance": 0.35}, [YOUNG]),
+        (10, {"variance": 0.34}, []),
+    ],
+)
+def test_statistics_of_few_batches(batches: int, more: dict[str, Any], told: list[Told]) -> None:
+    assert counted(batches, **more) == told
+
+
+def test_without_a_counter_nothing_is_said_of_few_batches() -> None:
+    assert found_in_onnx(in_onnx()) == []
+    few = replace(norm(), kept=0.9, batches=10)
+    assert [remark.condition for remark in remarks(few, stays=False)] == [Condition.FEW_BATCHES]
+    assert list(remarks(replace(few, batches=None), stays=False)) == []
+    assert list(remarks(replace(few, kept=None), stays=False)) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, while it decomposes
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_ten_batches_of_training_leave_the_part_that_is_told(decomposed: bool, tmp_path: Path) -> None:
+    """The batches have the mean 100 and the variance 4, so that what is stored shows what the training left."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    with torch.no_grad():
+        for _ in range(10):
+            net.train()(100 + 2 * torch.randn(4096, 2))
+    begun = 0.9**10
+    assert torch.allclose(net[0].running_mean, torch.tensor(100 * (1 - begun)), rtol=1e-3)
+    assert torch.allclose(net[0].running_var, torch.tensor(begun + 4 * (1 - begun)), rtol=2e-2)
+    program = torch.export.export(net.eval(), (torch.randn(4, 2),))
+    if decomposed:
+        program = program.run_decompositions()
+    torch.export.save(program, tmp_path / "net.pt2")
+    run = Run("inspect")
+    run_inspect(run, tmp_path / "net.pt2")
+    (message,) = [each.message for each in run.findings if each.code == "few-batches"]
+    assert "has counted 10 batches with a momentum of 0.1: 0.9^10 = 34.9 % of its running statistics" in message
+    command = ["inspect", str(tmp_path / "net.pt2"), "--fail-on"]
+    assert main([*command, "few-batches"]) == Exit.POLICY
+    assert main([*command, "warning"]) == Exit.OK
+
+
+def test_recalibrated_statistics_are_of_no_few_batches() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    data = [10 * torch.randn(8, 3, 5, 5) for _ in range(3)]
+    with torch.no_grad():
+        net(data[0])
+
+    def codes(module: nn.Module) -> list[str]:
+        return [code for code, _, _ in found(torch_dialect(), torch.export.export(module, (data[0],)))]
+
+    assert codes(net.eval()) == ["few-batches"]
+    assert codes(bnfold.recalibrate(net, data).model) == []
 
 
 def test_a_frozen_batch_norm_stores_no_statistics_and_is_not_untrained() -> None:

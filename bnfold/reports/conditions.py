@@ -23,6 +23,7 @@ from bnfold.reports.limits import (
     NEGLIGIBLE,
     OUTLYING,
     SMALLEST_NORMAL,
+    STALE,
     USUAL_EPSILON,
 )
 from bnfold.reports.text import did_you_mean, plural
@@ -50,6 +51,16 @@ class Condition(Enum):
         "load the trained weights, buffers included, or let some batches pass in train mode",
         "model.load_state_dict(weights, strict=False) where the weights lack running_mean and running_var",
         "every running mean is 0, every running variance 1, and epsilon above 0 (a frozen batch norm stores none)",
+    )
+    FEW_BATCHES = (
+        "few-batches",
+        "training took so few batches that much of the running statistics is still the mean 0 and variance 1 that they "
+        "begin with",
+        "train for longer, or measure the statistics with bnfold.recalibrate; nothing where they were measured on few "
+        "batches in another way, as torch.optim.swa_utils.update_bn does, or where training began with others",
+        "nn.BatchNorm2d(64) after 10 batches: 0.9^10 = 35 % of each running statistic is 0 or 1",
+        f"num_batches_tracked is n > 0, momentum is neither 0 nor None, and (1 - momentum)^n is above {STALE:g}, "
+        "unless some running variance is smaller than that and so cannot have begun as 1; ONNX stores no counter",
     )
     NEAR_ZERO_VARIANCE = (
         "near-zero-variance",

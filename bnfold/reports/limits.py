@@ -22,8 +22,15 @@ distribution (Cantelli's inequality, 1 / (1 + k²)), and for 1 in 10¹⁵ that a
 LEAST_KEPT = 0.5
 """Frameworks keep 0.9 to 0.9997 of the running statistics at each step; less than half is the other convention."""
 
+STALE = 0.01
+"""More of the running statistics than this is still what they began with."""
+
+ROUNDED = 0.02
+"""The part by which a running variance of float16 may be rounded away from what it is, over some steps."""
+
 MOST = 0.5
-"""A few such channels are usual in trained networks and a note; more than this part of them is a warning."""
+"""A few such channels are usual in trained networks and a note; more than this part of them is a warning. So it is with
+the part of the running statistics that is still what they began with."""
 
 LARGE_CANCELLATION = 1000.0
 """The terms of a merged kernel are so many times larger than their sum."""

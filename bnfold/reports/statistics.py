@@ -24,7 +24,9 @@ from bnfold.reports.limits import (
     MOST,
     NEGLIGIBLE,
     OUTLYING,
+    ROUNDED,
     SMALL_WEIGHTS,
+    STALE,
     USUAL_EPSILON,
 )
 
@@ -109,6 +111,7 @@ def remarks(norm: StoredNorm, *, stays: bool, front: Callable[[], InFront | None
         text = "has a running mean of 0 and a running variance of 1 in every channel, as before the first training step"
         yield Remark(Condition.UNTRAINED, "warning", text)
         return
+    yield from _young(looked)
     yield from _variances(looked)
     yield from _outputs(looked)
 
@@ -132,6 +135,25 @@ def _settings(norm: StoredNorm) -> Iterator[Remark]:
 def _untrained(norm: StoredNorm) -> bool:
     """Whether no step has changed the statistics. One without epsilon is frozen: it stores no statistics at all."""
     return norm.epsilon > 0 and not np.any(norm.mean) and bool(np.all(norm.variance == 1))
+
+
+def _young(looked: Looked) -> Iterator[Remark]:
+    """Whether much of the running statistics is still the mean of 0 and the variance of 1 that they began with.
+
+    A variance smaller than that part of 1 has not been averaged so: `torch.optim.swa_utils.update_bn` counts batches
+    too, but weighs them alike, and a network may have begun with statistics of its own.
+    """
+    kept, batches = looked.norm.kept, looked.norm.batches or 0
+    if kept is None or not 0 < kept < 1 or batches <= 0:
+        return
+    begun = kept**batches
+    if begun > STALE and not np.any(looked.numbers[3][looked.sound] < begun * (1 - ROUNDED)):
+        steps = "1 batch" if batches == 1 else f"{batches} batches"
+        text = (
+            f"has counted {steps} with a momentum of {1 - kept:.3g}: {kept:.3g}^{batches} = {100 * begun:.3g} % of its "
+            "running statistics is still the mean 0 and the variance 1 that they begin with"
+        )
+        yield Remark(Condition.FEW_BATCHES, _by_part(begun), text)
 
 
 def _broken(looked: Looked) -> Iterator[Remark]:
@@ -211,6 +233,10 @@ def _scales(looked: Looked) -> Wide:
 
 def _by_share(channels: Channels) -> str:
     return "warning" if channels.mean() > MOST else "note"
+
+
+def _by_part(begun: float) -> str:
+    return "warning" if begun > MOST else "note"
 
 
 def indices(channels: NDArray[Any]) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
+_MEAN, _COUNTER = "running_mean", "num_batches_tracked"
+
 NOISE_PASSES = (
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
     *("linear", "addmm", "mm", "matmul", "add", "relu", "leaky_relu", "prelu", "alias", "clone", "contiguous", "to"),
@@ -93,6 +95,7 @@ def _norm(name: str, arguments: dict[str, Any], values: _Values) -> StoredNorm |
         variance=to_array(variance),
         epsilon=arguments["epsilon"] if "epsilon" in arguments else arguments["eps"],
         kept=_kept(arguments),
+        batches=values.count_beside(arguments.get("running_mean")),
     )
 
 
@@ -218,9 +221,10 @@ class _Values:
     """The values of nodes that depend on stored tensors alone; None for all others."""
 
     def __init__(self, program: ExportedProgram) -> None:
-        stored = {**program.constants, **program.state_dict}
+        self._stored = stored = {**program.constants, **program.state_dict}
         placeholders = program.graph.find_nodes(op="placeholder")
         specs = dict(zip(placeholders, program.graph_signature.input_specs, strict=True))
+        self._names = {node: spec.target for node, spec in specs.items() if spec.target is not None}
         held = {node: stored[spec.target].detach() for node, spec in specs.items() if spec.kind in STORED}
         dense = {node: tensor for node, tensor in held.items() if tensor.layout is torch.strided}
         written, names = set(_written(program.graph)), written_names(program)
@@ -231,6 +235,14 @@ class _Values:
         for node in program.graph.nodes:  # first to last, so that no later question goes deep
             if any(self._known.get(each, each) is None for each in node.all_input_nodes):
                 self._known[node] = None
+
+    def count_beside(self, mean: Any) -> int | None:
+        """The number of training steps that a module keeps beside this running mean; None where it keeps none."""
+        name = self._names.get(mean, "")
+        counter = self._stored.get(f"{name.removesuffix(_MEAN)}{_COUNTER}") if name.endswith(_MEAN) else None
+        if not isinstance(counter, Tensor) or counter.dtype != torch.int64 or counter.numel() != 1:
+            return None
+        return int(counter)
 
     def get(self, argument: Any) -> Tensor | None:
         value = self._value(argument) if isinstance(argument, fx.Node) else None

@@ -52,7 +52,7 @@ def recalibrate_module(module: nn.Module, data: Iterable[Any]) -> tuple[nn.Modul
             layers.append(drift_of(name, moments.count, _stored(norm), new, norm.eps))
             _store(norm, new)
             if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.fill_(moments.calls)
+                norm.num_batches_tracked.fill_(moments.calls if norm.momentum is None else 0)
     left = tuple(_untouched(name, name in norms) for name in _norms(result) if name not in found)
     return result, DriftReport(tuple(layers), left, passes)
 
