@@ -100,13 +100,17 @@ class StoredOperands:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything stored, by the name of the node that reads it; `unread` are the nodes whose values reach no result."""
+    """Everything stored, by the name of the node that reads it; `unread` are the nodes whose values reach no result.
+
+    `running` says of batch norms that are not in `norms` whether they have running statistics, where a model tells.
+    """
 
     norms: dict[str, StoredNorm]
     linears: dict[str, StoredLinear]
     affines: dict[str, StoredAffine] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
     others: dict[str, StoredOperands] = field(default_factory=dict)
+    running: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

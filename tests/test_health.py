@@ -32,7 +32,7 @@ from bnfold.reports import explain
 from bnfold.reports.conditions import FIRES, FOUND_REASONS, Condition
 from bnfold.reports.findings import findings
 from bnfold.reports.statistics import remarks
-from bnfold.run import Run
+from bnfold.run import Finding, Run
 from bnfold.stages import exported
 
 Told = tuple[str, str, tuple[int, ...]]
@@ -78,9 +78,13 @@ STATISTICS: dict[str, tuple[Stored, list[Told]]] = {
 }
 
 
-def found(dialect: Dialect, model: Any) -> list[Told]:
+def findings_of(dialect: Dialect, model: Any) -> list[Finding]:
     folded, report = dialect.fold(model, FoldOptions())
-    told = findings(dialect.evidence(model), dialect.evidence(folded), report)
+    return findings(dialect.evidence(model), dialect.evidence(folded), report)
+
+
+def found(dialect: Dialect, model: Any) -> list[Told]:
+    told = findings_of(dialect, model)
     assert {finding.affine for finding in told} <= {"A001"}
     return [(finding.code, finding.severity, finding.channels) for finding in told]
 
@@ -191,6 +195,33 @@ def test_a_fault_of_the_settings_or_the_place_in_torch(
     assert found(torch_dialect(), in_torch(*front, **more)) == told
 
 
+NONE_STORED = "; it stores no running statistics (track_running_stats=False), so eval() changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("more", "told", "remedy"),
+    [
+        ({"train": True}, "", "call model.eval() before exporting"),
+        ({"track_running_stats": False}, NONE_STORED, "train it with track_running_stats=True"),
+        ({"train": True, "track_running_stats": False}, NONE_STORED, "train it with track_running_stats=True"),
+    ],
+)
+def test_why_the_statistics_of_the_batch_are_used_in_torch(more: dict[str, Any], told: str, remedy: str) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, track_running_stats=more.get("track_running_stats", True))
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), norm).train(more.get("train", False))
+    (finding,) = findings_of(torch_dialect(), torch.export.export(net, (torch.randn(2, 3, 5, 5),)))
+    assert finding.message == f"1: {Reason.BATCH_STATISTICS.message}{told}"
+    assert finding.remedy == remedy
+
+
+def test_why_the_statistics_of_the_batch_are_used_is_not_told_in_onnx() -> None:
+    (finding,) = findings_of(onnx_dialect(), frontend.from_proto(in_onnx(training_mode=1)))
+    assert finding.message.endswith(Reason.BATCH_STATISTICS.message)
+    assert finding.remedy == Reason.BATCH_STATISTICS.remedy
+    assert all(part in finding.remedy for part in ("model.eval()", "track_running_stats=False"))
+
+
 def taken(numbers: list[float], former: float = 1.0) -> list[Told]:
     """What is told of an operator with a weight for each channel, all of which were `former` before."""
     before, after = (StoredLinear("linear", np.array(each).reshape(-1, 1), None) for each in ([former] * 4, numbers))
@@ -295,9 +326,7 @@ def weighed(factor: float) -> nn.Sequential:
 def test_tiny_weights_in_front_are_named(factor: float, cause: str, opset: int | None) -> None:
     program: Any = torch.export.export(weighed(factor), (torch.ones(2, 1, 3, 3),))
     dialect, model = (torch_dialect(), program) if opset is None else (onnx_dialect(), exported(program, opset))
-    folded, report = dialect.fold(model, FoldOptions())
-    told = findings(dialect.evidence(model), dialect.evidence(folded), report)
-    (message,) = [each.message for each in told if each.code == "near-zero-variance"]
+    (message,) = [each.message for each in findings_of(dialect, model) if each.code == "near-zero-variance"]
     assert message.startswith("channel 1 of 1: ")
     assert message.endswith(f": {cause}")
 
@@ -305,10 +334,7 @@ def test_tiny_weights_in_front_are_named(factor: float, cause: str, opset: int |
 def test_weights_in_front_of_another_operator_are_not_named() -> None:
     net = weighed(1e-4)
     program = torch.export.export(nn.Sequential(net[0], nn.BatchNorm2d(4), net[1]).eval(), (torch.ones(2, 1, 3, 3),))
-    dialect = torch_dialect()
-    folded, report = dialect.fold(program, FoldOptions())
-    told = findings(dialect.evidence(program), dialect.evidence(folded), report)
-    (message,) = [each.message for each in told if each.code == "near-zero-variance"]
+    (message,) = [each.message for each in findings_of(torch_dialect(), program) if each.code == "near-zero-variance"]
     assert message.endswith("or the weights in front of it are tiny")
 
 

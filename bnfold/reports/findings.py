@@ -7,13 +7,14 @@ training gives (`statistics`), and numbers that the type of a folded operator, f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm, Tensor
-from bnfold.graph import Reason, Site
+from bnfold.graph import EVALUATE, NO_STATISTICS, TRACK, Reason, Site
 from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports.channels import crests, magnitudes, usable
 from bnfold.reports.conditions import Condition
@@ -46,8 +47,7 @@ def _cancelled(report: FoldReport) -> Iterator[Finding]:
 def _norms(original: Evidence, report: FoldReport) -> Iterator[Finding]:
     for identity, outcome in identified(report):
         if outcome.refusal and outcome.refusal.reason is Reason.BATCH_STATISTICS:
-            message = f"{_name(outcome)}: {Reason.BATCH_STATISTICS.message}"
-            yield _finding(Reason.BATCH_STATISTICS, "warning", message, identity)
+            yield _by_the_batch(outcome, identity, original.running.get(outcome.site.name))
         elif norm := original.norms.get(outcome.site.name):
             for remark in remarks(norm, stays=not outcome.folded, front=partial(_in_front, original, outcome, norm)):
                 where = _name(outcome)
@@ -55,6 +55,17 @@ def _norms(original: Evidence, report: FoldReport) -> Iterator[Finding]:
                     where = f"{told(remark.channels)} of {where}:"
                 message = f"{where} {remark.text}"
                 yield _finding(remark.condition, remark.severity, message, identity, remark.channels)
+
+
+def _by_the_batch(outcome: Outcome, identity: str, running: bool | None) -> Finding:
+    """`running` says whether the batch norm has running statistics: where it has none, eval() is no help."""
+    message = f"{_name(outcome)}: {Reason.BATCH_STATISTICS.message}"
+    found = _finding(Reason.BATCH_STATISTICS, "warning", message, identity)
+    if running is None:
+        return found
+    if running:
+        return replace(found, remedy=EVALUATE)
+    return replace(found, message=f"{message}; {NO_STATISTICS}", remedy=TRACK)
 
 
 def _in_front(original: Evidence, outcome: Outcome, norm: StoredNorm) -> InFront | None:

@@ -67,6 +67,8 @@ def evidence(program: ExportedProgram) -> Evidence:
                 rectified=_rectified(node),
                 reads=source.name if isinstance(source, fx.Node) else "",
             )
+        elif "batch_norm" in name:
+            found.running[node.name] = arguments.get("running_mean") is not None
         elif linear := _linear(name, arguments, values):
             found.linears[node.name] = linear
         elif affine := _affine(name, arguments, values):
