@@ -26,7 +26,8 @@ class StoredNorm:
     `kept` is the part of the running statistics that a training step would keep, None where that is not stored, and
     `batches` how many steps there were, None where nobody has counted.
     `dropout` is the probability of a dropout in front of it, one of the last `REACH` operators, all behind which pass
-    its noise on; 0 without one. `rectified` says that only ReLUs read the result. `reads` is the node whose result it
+    its noise on; 0 without one. `unmixed` says that they only reshape, or scale a number by what depends on its sign
+    alone. `rectified` says that only ReLUs read the result. `reads` is the node whose result it
     reads, empty where there is none.
     """
 
@@ -38,11 +39,12 @@ class StoredNorm:
     kept: float | None = None
     batches: int | None = None
     dropout: float = 0.0
+    unmixed: bool = False
     rectified: bool = False
     reads: str = ""
 
 
-AROUND = ("kept", "batches", "dropout", "rectified", "reads")
+AROUND = ("kept", "batches", "dropout", "unmixed", "rectified", "reads")
 """What of a `StoredNorm` is not the map that it is, but how it was trained and what is around it."""
 
 

@@ -186,6 +186,7 @@ def test_a_fault_of_the_settings_or_the_place_in_onnx(proto: onnx.ModelProto, to
         ((nn.Dropout(0.3), nn.ReLU()), {}, [("dropout-before-norm", "note", ())]),
         ((nn.Dropout(0.0),), {}, []),
         ((nn.Dropout(0.3), nn.Softmax(1)), {}, []),
+        ((nn.AlphaDropout(0.3),), {}, []),
         ((), {"train": True}, [("batch-statistics", "warning", ())]),
     ],
 )
@@ -419,6 +420,72 @@ def test_recalibrated_statistics_are_of_no_few_batches() -> None:
 
     assert codes(net.eval()) == ["few-batches"]
     assert codes(bnfold.recalibrate(net, data).model) == []
+
+
+EXPECTED = "1.43 times as large where they are independent and of mean 0"
+
+
+def noise(model: Any, dialect: Dialect) -> str:
+    """What is said of how much the dropout in front of the batch norm adds."""
+    (message,) = [each.message for each in findings_of(dialect, model) if each.code == "dropout-before-norm"]
+    _, said = message.split("its stored variance is that of noisier inputs, ")
+    return said
+
+
+@pytest.mark.parametrize("dropping", [nn.Dropout(0.3), nn.Dropout1d(0.3)])
+@pytest.mark.parametrize("between", [nn.Identity(), nn.ReLU(), nn.LeakyReLU(0.5)])
+def test_a_dropout_directly_in_front_adds_what_is_told(dropping: nn.Module, between: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(dropping, between, nn.BatchNorm1d(4, momentum=None), nn.Conv1d(4, 1, 1))
+    x = torch.tensor([0.0, 1.0, -1.5, 2.0])[:, None] + torch.randn(200_000, 4, 2)
+    with torch.no_grad():
+        net.train()(x)
+        factors = net[2].running_var / between(x).var((0, 2))
+    said = noise(torch.export.export(net.eval(), (x[:2],)), torch_dialect())
+    worst = int(factors.argmax())
+    assert f" in channel {worst}, by its mean of " in said
+    assert float(said.split()[0]) == pytest.approx(float(factors[worst]), rel=0.03)
+    assert factors[worst] > 1.8
+
+
+@pytest.mark.parametrize("between", [nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4), nn.ReLU())])
+def test_how_much_a_dropout_in_front_of_a_linear_layer_adds_is_not_known(between: nn.Module) -> None:
+    net = nn.Sequential(nn.Dropout(0.3), between, nn.BatchNorm1d(4)).eval()
+    net[2].running_mean.fill_(1.0)
+    assert noise(torch.export.export(net, (torch.randn(2, 4),)), torch_dialect()) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("front", "stored", "said"),
+    [
+        (dropout(0.3), {}, "1.43 times as large as without it in channel 0, by its mean of 0.1 and variance of 1.2"),
+        (
+            behind_relu,
+            {"mean": [0.1, 1, 0.1, 0.1]},
+            "2.22 times as large as without it in channel 1, by its mean of 1 ",
+        ),
+        (
+            behind_relu,
+            {"mean": [9, 1, 1, 1], "weight": [0, 1, 1, 1], "bias": [1] * 4},
+            "2.22 times as large as without",
+        ),
+        (
+            dropout(0.3),
+            {"mean": [9, 1, 1, 1]},
+            "and noise alone in channel 0, by its mean of 9 and variance of 1.2, if ",
+        ),
+        (dropout(0.3), {"mean": [0] * 4, "var": [1] * 4}, EXPECTED),
+        (dropout(0.3), {"weight": [0] * 4}, EXPECTED),
+        (lambda net: net.conv(dropout(0.3)(net), 3, 4, (1, 1)), {}, EXPECTED),
+        (lambda net: net.node("Add", [dropout(0.3)(net), net.constant("c", [1.0])]), {}, EXPECTED),
+    ],
+)
+def test_what_is_told_of_a_dropout_in_onnx(front: Callable[[Net], str], stored: Stored, said: str) -> None:
+    net = Net(opset=15)
+    net.batch_norm(front(net), 4, stored=HEALTHY | stored)
+    channels = 3 if any(node.op_type == "Conv" for node in net.nodes) else 4
+    model = frontend.from_proto(net.model({"x": (2, channels, 5, 5)}))
+    assert noise(model, onnx_dialect()).startswith(said)
 
 
 def test_a_frozen_batch_norm_stores_no_statistics_and_is_not_untrained() -> None:

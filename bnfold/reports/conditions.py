@@ -122,8 +122,8 @@ class Condition(Enum):
         "a dropout is in front of a batch norm: its input varied more in training than it does at inference",
         "move the dropout behind the last batch norm, or estimate the statistics again with the dropout off",
         "nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 64), nn.BatchNorm1d(64)); Li et al., 2018, arXiv 1801.05134",
-        f"a dropout with a probability between 0 and 1 is in front, with at most {REACH - 1} operators between, all "
-        "linear layers, ReLUs, additions of a constant and reshapes",
+        f"a dropout (no alpha dropout) of a probability between 0 and 1 is in front, with at most {REACH - 1} "
+        "operators between, all linear layers, ReLUs, additions of a constant and reshapes",
     )
     UNUSUAL_MOMENTUM = (
         "unusual-momentum",

@@ -12,6 +12,9 @@ NEGLIGIBLE = 0.1
 OUTLYING = 1e-6
 """Or so many times below the median channel's: its values spread a thousand times less than those of its neighbours."""
 
+ALL_NOISE = 1e-3
+"""A variance of which less than this part is left without a dropout is said to be all noise."""
+
 SMALL_WEIGHTS = 0.1
 """Weights so many times the median channel's are said to be behind a variance that is near zero: it is a hundredth."""
 

@@ -18,6 +18,7 @@ from bnfold.evidence import StoredNorm
 from bnfold.graph import Reason
 from bnfold.reports.conditions import Condition
 from bnfold.reports.limits import (
+    ALL_NOISE,
     DEVIATIONS,
     FLOAT16_LARGEST,
     LEAST_KEPT,
@@ -104,7 +105,11 @@ def remarks(norm: StoredNorm, *, stays: bool, front: Callable[[], InFront | None
     """What is unusual about a batch norm that is a fixed map: its settings, its place, then its statistics."""
     looked = Looked(norm, stays, front)
     yield from _settings(norm)
-    if len({np.shape(each) for each in (norm.gamma, norm.beta, norm.mean, norm.variance)}) > 1 or norm.mean.size == 0:
+    alike = len({np.shape(each) for each in (norm.gamma, norm.beta, norm.mean, norm.variance)}) == 1
+    if 0 < norm.dropout < 1:
+        measured = alike and norm.unmixed and not _untrained(norm)
+        yield _noise(norm.dropout, _noisier(looked) if measured else _expected(norm.dropout))
+    if not alike or norm.mean.size == 0:
         return
     yield from _broken(looked)
     if _untrained(norm):
@@ -124,12 +129,34 @@ def _settings(norm: StoredNorm) -> Iterator[Remark]:
     if norm.kept is not None and norm.kept < LEAST_KEPT:
         text = f"would keep only {norm.kept:.3g} of its running statistics at each training step"
         yield Remark(Condition.UNUSUAL_MOMENTUM, "note", text)
-    if 0 < norm.dropout < 1:
-        text = (
-            f"reads what a dropout of {norm.dropout:.3g} has passed: its stored variance is that of noisier inputs, "
-            f"{1 / (1 - norm.dropout):.3g} times as large where they are independent and of mean 0"
-        )
-        yield Remark(Condition.DROPOUT_BEFORE_NORM, "note", text)
+
+
+def _noise(probability: float, how_much: str) -> Remark:
+    text = f"reads what a dropout of {probability:.3g} has passed: its stored variance is that of noisier inputs"
+    return Remark(Condition.DROPOUT_BEFORE_NORM, "note", f"{text}, {how_much}")
+
+
+def _expected(probability: float) -> str:
+    return f"{1 / (1 - probability):.3g} times as large where they are independent and of mean 0"
+
+
+def _noisier(looked: Looked) -> str:
+    """How much of the stored variance `v` is noise in the worst channel, where every number read was dropped or scaled.
+
+    With the probability `p` of dropping, the mean `m` is that at inference, and `v = (s + m²) / (1 - p) - m²` for the
+    variance `s` at inference; so `s / v = (1 - p) - p m² / v`.
+    """
+    mean, variance = looked.numbers[2:]
+    noisy, dropped = looked.live & (variance > 0), looked.norm.dropout
+    if not noisy.any():
+        return _expected(dropped)
+    left = np.full(variance.shape, np.inf)
+    left[noisy] = (1 - dropped) - dropped * np.square(mean[noisy]) / variance[noisy]
+    worst = int(left.argmin())
+    numbers = f"channel {worst}, by its mean of {mean[worst]:.3g} and variance of {variance[worst]:.3g}"
+    if left[worst] < ALL_NOISE:
+        return f"and noise alone in {numbers}, if it was measured with the dropout on"
+    return f"{1 / left[worst]:.3g} times as large as without it in {numbers}"
 
 
 def _untrained(norm: StoredNorm) -> bool:

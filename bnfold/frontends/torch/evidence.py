@@ -39,15 +39,20 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 """What an operator is whose first operand, or second operand, is the constant one."""
 
 
-_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_DROPOUTS = ("dropout", "feature_dropout")
+"""Those that scale up what they keep; an alpha dropout is made to keep mean and variance."""
 
 _MEAN, _COUNTER = "running_mean", "num_batches_tracked"
 
-NOISE_PASSES = (
+_MIXING = (
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
-    *("linear", "addmm", "mm", "matmul", "add", "relu", "leaky_relu", "prelu", "alias", "clone", "contiguous", "to"),
+    *("linear", "addmm", "mm", "matmul", "add"),
+)
+_UNMIXED = (
+    *("relu", "leaky_relu", "prelu", "alias", "clone", "contiguous", "to"),
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"),
 )
+NOISE_PASSES = (*_MIXING, *_UNMIXED)
 """What may be between a dropout and a batch norm that it disturbs: linear layers and ReLUs (arXiv 1801.05134)."""
 
 
@@ -61,9 +66,11 @@ def evidence(program: ExportedProgram) -> Evidence:
         name, arguments = _bound(node)
         if norm := _norm(name, arguments, values):
             source = arguments.get("input")
+            dropout, unmixed = _dropout(source, values)
             found.norms[node.name] = replace(
                 norm,
-                dropout=_dropout(source, values),
+                dropout=dropout,
+                unmixed=unmixed,
                 rectified=_rectified(node),
                 reads=source.name if isinstance(source, fx.Node) else "",
             )
@@ -107,18 +114,21 @@ def _kept(arguments: dict[str, Any]) -> float | None:
     return 1.0 - momentum if isinstance(momentum, (int, float)) else None
 
 
-def _dropout(value: Any, values: _Values) -> float:
-    """The probability of the dropout in front of a value, through operators that pass its noise on; 0 without one."""
+def _dropout(value: Any, values: _Values) -> tuple[float, bool]:
+    """The probability of the dropout in front of a value, through operators that pass its noise on, and whether all of
+    them are `_UNMIXED`; 0 without one."""
+    unmixed = True
     for _ in range(REACH):
         if not isinstance(value, fx.Node) or not isinstance(value.target, torch._ops.OpOverload):
-            return 0.0
+            break
         name = value.target._schema.name.removeprefix("aten::").removesuffix("_")
         if name in _DROPOUTS:
             probability = _bound(value)[1].get("p")
-            return float(probability) if isinstance(probability, (int, float)) else 0.0
+            return (float(probability), unmixed) if isinstance(probability, (int, float)) else (0.0, False)
         data = [node for node in value.all_input_nodes if values.get(node) is None]
         value = data[0] if name in NOISE_PASSES and len(data) == 1 else None
-    return 0.0
+        unmixed = unmixed and name in _UNMIXED
+    return 0.0, False
 
 
 def _rectified(node: fx.Node) -> bool:
