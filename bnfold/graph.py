@@ -32,7 +32,7 @@ class Reason(Enum):
     BATCH_STATISTICS = (
         "batch-statistics",
         "it normalises by the statistics of the batch, so it is no fixed affine map",
-        f"{EVALUATE}; where {NO_STATISTICS}: {TRACK}",
+        f"{EVALUATE}; if it stores no running statistics (track_running_stats=False), eval() changes nothing: {TRACK}",
     )
     HOOKED = (
         "hooked",
