@@ -49,6 +49,20 @@ def all_of(*plants: Callable[[_BatchNorm], None]) -> Callable[[_BatchNorm], None
     return plant
 
 
+def begun_again(batches: int) -> Callable[[_BatchNorm], None]:
+    """Running statistics as they are so many batches after the first step, where every batch has what is stored now."""
+
+    def plant(norm: _BatchNorm) -> None:
+        mean: Any = norm.running_mean
+        variance: Any = norm.running_var
+        begun = (1 - (norm.momentum or 0)) ** batches
+        mean.mul_(1 - begun)
+        variance.mul_(1 - begun).add_(begun)
+        norm.num_batches_tracked.fill_(batches)  # type: ignore[union-attr]
+
+    return plant
+
+
 FAULTS: dict[str, Callable[[_BatchNorm], None]] = {
     "a variance that is NaN": set_to("running_var", float("nan"), 3),
     "a mean that is infinite": set_to("running_mean", float("inf"), 5),
@@ -58,6 +72,7 @@ FAULTS: dict[str, Callable[[_BatchNorm], None]] = {
     "a scale of zero": set_to("weight", 0.0, 4),
     "a channel that a ReLU never lets through": all_of(set_to("weight", 0.01, 6), set_to("bias", -5.0, 6)),
     "never trained": all_of(set_to("running_mean", 0.0), set_to("running_var", 1.0)),
+    "ten batches since the start": begun_again(10),
     "a scale beyond float16": set_to("weight", 1e6, 0),
     "one scale far above the others": set_to("weight", 2000.0, 8),
     "an unusual epsilon": lambda norm: setattr(norm, "eps", 0.5),

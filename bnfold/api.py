@@ -323,7 +323,8 @@ def recalibrate(module: Any, data: Iterable[Any]) -> Recalibrated[Any]:
     of all values of a channel, N·H·W of them, pooled in float64, in the network whose statistics are all corrected (Wu
     and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576). A batch norm that is called several times gets
     the moments of all calls; one that is never called, or that stores no statistics, stays, and `report.left` says so.
-    Parameters and other buffers stay as they are; `num_batches_tracked` becomes the number of calls that were pooled.
+    Parameters and other buffers stay as they are. `num_batches_tracked` becomes 0, since no training step is in the new
+    statistics; where momentum is None, so that training would go on from it, the number of calls that were pooled.
 
     The data is read once more than there are batch norms on the longest way through the network, or less often where
     that suffices, and one batch alone is read twice. So `data` must give the same batches again: a list, or a

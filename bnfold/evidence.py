@@ -23,9 +23,12 @@ REACH = 8
 class StoredNorm:
     """The statistics of one batch norm, each of shape `(channels,)` in its stored dtype.
 
-    `kept` is the part of the running statistics that a training step would keep, None where that is not stored.
-    `dropout` is the probability of a dropout in front of it, with at most `REACH` operators between, which pass its
-    noise on; 0 without one. `rectified` says that only ReLUs read the result.
+    `kept` is the part of the running statistics that a training step would keep, None where that is not stored, and
+    `batches` how many steps there were, None where nobody has counted.
+    `dropout` is the probability of a dropout in front of it, one of the last `REACH` operators, all behind which pass
+    its noise on; 0 without one. `unmixed` says that they only reshape, or scale a number by what depends on its sign
+    alone. `rectified` says that only ReLUs read the result. `reads` is the node whose result it
+    reads, empty where there is none.
     """
 
     gamma: Tensor
@@ -34,8 +37,15 @@ class StoredNorm:
     variance: Tensor
     epsilon: float
     kept: float | None = None
+    batches: int | None = None
     dropout: float = 0.0
+    unmixed: bool = False
     rectified: bool = False
+    reads: str = ""
+
+
+AROUND = ("kept", "batches", "dropout", "unmixed", "rectified", "reads")
+"""What of a `StoredNorm` is not the map that it is, but how it was trained and what is around it."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +102,17 @@ class StoredOperands:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything stored, by the name of the node that reads it; `unread` are the nodes whose values reach no result."""
+    """Everything stored, by the name of the node that reads it; `unread` are the nodes whose values reach no result.
+
+    `running` says of batch norms that are not in `norms` whether they have running statistics, where a model tells.
+    """
 
     norms: dict[str, StoredNorm]
     linears: dict[str, StoredLinear]
     affines: dict[str, StoredAffine] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
     others: dict[str, StoredOperands] = field(default_factory=dict)
+    running: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

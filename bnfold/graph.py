@@ -19,13 +19,20 @@ N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
 
 
+NO_STATISTICS = "it stores no running statistics (track_running_stats=False), so eval() changes nothing"
+"""Why a batch norm normalises by the statistics of the batch, where it is known to have no others."""
+
+EVALUATE, TRACK = "call model.eval() before exporting", "train it with track_running_stats=True"
+"""What to do about a batch norm that is in train mode, and about one that stores no running statistics."""
+
+
 class Reason(Enum):
     """Why something cannot fold: a stable code, the sentence the user reads, and what the user could do about it."""
 
     BATCH_STATISTICS = (
         "batch-statistics",
         "it normalises by the statistics of the batch, so it is no fixed affine map",
-        "call model.eval() before exporting, or train with track_running_stats=True",
+        f"{EVALUATE}; if it stores no running statistics (track_running_stats=False), eval() changes nothing: {TRACK}",
     )
     HOOKED = (
         "hooked",

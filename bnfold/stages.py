@@ -11,12 +11,13 @@ from bnfold import saving
 from bnfold.dialects import Dialect
 from bnfold.errors import Rejected, UsageError
 from bnfold.folding import FoldOptions
-from bnfold.graph import Reason
+from bnfold.graph import NO_STATISTICS, TRACK, Reason
 from bnfold.loading import Loaded, Source, load, sha256
 from bnfold.outcome import FoldReport
 from bnfold.programs import as_program
 from bnfold.reports.findings import findings
 from bnfold.reports.ranges import ranges
+from bnfold.reports.text import plural
 from bnfold.run import ExternalFile, FileRecord, OutputOptions, Run, RunOptions
 
 if TYPE_CHECKING:
@@ -125,12 +126,7 @@ def exported(program: Any, opset: int | None, axes: tuple[tuple[int | str, ...],
     from bnfold.frontends import onnx, torch
 
     if training := torch.batch_statistics(program):
-        count = f"{len(training)} batch norm{'s' if len(training) > 1 else ''}"
-        raise Rejected(
-            f"{count} of the program use the statistics of the batch, which an export would drop: {training[0]}",
-            code="batch-statistics",
-            hint="call model.eval() before torch.export.export",
-        )
+        raise _by_the_batch(training)
     model = torch.to_onnx(program, opset=opset, axes=axes)
     if opset is not None and model.opset_imports[""] != opset:
         message = f"torch's exporter writes opset {model.opset_imports['']} of this model, not {opset}"
@@ -144,6 +140,19 @@ def exported(program: Any, opset: int | None, axes: tuple[tuple[int | str, ...],
     onnx.normalise(model)
     onnx.tidy(model)
     return model
+
+
+def _by_the_batch(training: Sequence[tuple[str, bool]]) -> Rejected:
+    """Why a program with these batch norms is not exported; each with whether it has running statistics."""
+    first, untracked = training[0][0], [name for name, running in training if not running]
+    verb, hint = "uses" if len(training) == 1 else "use", "call model.eval() before torch.export.export"
+    norms = f"{plural(len(training), 'batch norm')} of the program {verb}"
+    message = f"{norms} the statistics of the batch, which an export would drop: {first}"
+    if len(untracked) == len(training):
+        message, hint = f"{message}; {NO_STATISTICS}", TRACK
+    elif untracked:
+        message, hint = f"{message}; {untracked[0]}: {NO_STATISTICS}", f"{hint}; {untracked[0]}: {TRACK}"
+    return Rejected(message, code="batch-statistics", hint=hint)
 
 
 def fold(run: Run, dialect: Dialect, model: Any, options: FoldOptions) -> tuple[Any, FoldReport]:

@@ -9,17 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from bnfold.graph import Reason
-from bnfold.reports.conditions import Condition
+from bnfold.reports.conditions import FIRES, Condition
 from bnfold.reports.explain import EXAMPLES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "findings.md"
 
 BY_SHARE = "note; warning where it is more than half of the channels"
+BY_PART = "note; warning where it is more than half of the running statistics"
 SEVERITIES: dict[Condition | Reason, str] = {
     Reason.VARIANCE_NOT_POSITIVE: "error",
     Reason.NON_FINITE: "error",
     Reason.BATCH_STATISTICS: "warning",
     Condition.UNTRAINED: "warning",
+    Condition.FEW_BATCHES: BY_PART,
     Condition.NEAR_ZERO_VARIANCE: BY_SHARE,
     Condition.HUGE_VARIANCE: "warning",
     Condition.DEAD_CHANNELS: BY_SHARE,
@@ -51,11 +53,13 @@ def page(written: str) -> str:
 
 def _section(each: Condition | Reason) -> str:
     example = EXAMPLES[each] if isinstance(each, Reason) else each.example
+    fires = FIRES[each] if isinstance(each, Reason) else each.fires
     also = f"It is also [a reason to stay](reasons/{each.code}.md).\n\n" if isinstance(each, Reason) else ""
     return (
         f"### `{each.code}`\n\n"
         f"**Severity:** {SEVERITIES[each]}.\n\n"
         f"**What it means:** {each.message}.\n\n"
+        f"**Found where:** {fires}.\n\n"
         f"**What to do:** {each.remedy}.\n\n"
         f"**Example:** `{example}`\n\n{also}"
     ).rstrip("\n") + "\n"

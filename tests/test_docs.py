@@ -239,8 +239,9 @@ def severities(source: str) -> dict[Condition, str]:
     """How grave a piece of the package makes each finding; in words, where that depends on the channels."""
     named = {f"Condition.{each.name}": each for each in Condition}
     named |= {"REGRESSED": Condition.BASELINE_REGRESSED, "NEW": Condition.BASELINE_NEW, "GONE": Condition.BASELINE_GONE}
-    found = re.findall(r'(?:Remark|[fF]inding)\(([\w.]+), (?:"(\w+)"|_by_share)', source)
-    return {named[name]: severity or finding_page.BY_SHARE for name, severity in found if name in named}
+    words = {"_by_share": finding_page.BY_SHARE, "_by_part": finding_page.BY_PART}
+    found = re.findall(r'(?:Remark|[fF]inding)\(([\w.]+), "?(\w+)', source)
+    return {named[name]: words.get(severity, severity) for name, severity in found if name in named}
 
 
 def test_the_page_of_the_report_names_every_key() -> None:

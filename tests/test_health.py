@@ -18,20 +18,22 @@ from onnx_build import Net
 from torch import nn
 from torch.export import ExportedProgram
 
+import bnfold
 from bnfold.cli import main
 from bnfold.dialects import Dialect, onnx_dialect, torch_dialect
 from bnfold.errors import Exit
 from bnfold.evidence import Evidence, StoredLinear, StoredNorm
 from bnfold.folding import FoldOptions
 from bnfold.frontends import onnx as frontend
-from bnfold.graph import Site
+from bnfold.graph import Reason, Site
 from bnfold.outcome import FoldReport, Merged, Outcome
 from bnfold.pipeline import run_inspect
 from bnfold.reports import explain
-from bnfold.reports.conditions import FOUND_REASONS, Condition
+from bnfold.reports.conditions import FIRES, FOUND_REASONS, Condition
 from bnfold.reports.findings import findings
 from bnfold.reports.statistics import remarks
-from bnfold.run import Run
+from bnfold.run import Finding, Run
+from bnfold.stages import exported
 
 Told = tuple[str, str, tuple[int, ...]]
 Stored = dict[str, list[float]]
@@ -47,7 +49,14 @@ STATISTICS: dict[str, tuple[Stored, list[Told]]] = {
     "negative": ({"var": [1, 1, -1, 1]}, [("variance-not-positive", "error", (2,))]),
     "still": ({"var": [1e-12, 1, 1, 1], "weight": [0.01, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
     "outlying": ({"var": [1e-3, 1e4, 1e4, 1e4], "weight": [0.001, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
-    "small but alike": ({"var": [1e-7] * 4}, []),
+    "small but alike": ({"var": [1.1e-6] * 4}, []),
+    "below epsilon": ({"var": [9e-7, 1, 1, 1], "weight": [0.01, 1, 1, 1]}, [("near-zero-variance", "note", (0,))]),
+    "all below epsilon": ({"var": [1e-7] * 4}, [("near-zero-variance", "warning", ALL)]),
+    "nearly outlying": ({"var": [1.1e-2, 1e4, 1e4, 1e4], "weight": [0.001, 1, 1, 1]}, []),
+    "below epsilon and outlying": (
+        {"var": [1e-9, 1e-3, 1e4, 1e4], "weight": [1e-5, 0.001, 1, 1]},
+        [("near-zero-variance", "note", (0,)), ("near-zero-variance", "note", (1,))],
+    ),
     "mostly still": (
         {"var": [0, 0, 0, 1], "weight": [0.01, 0.01, 0.01, 1]},
         [("near-zero-variance", "warning", (0, 1, 2))],
@@ -69,9 +78,13 @@ STATISTICS: dict[str, tuple[Stored, list[Told]]] = {
 }
 
 
-def found(dialect: Dialect, model: Any) -> list[Told]:
+def findings_of(dialect: Dialect, model: Any) -> list[Finding]:
     folded, report = dialect.fold(model, FoldOptions())
-    told = findings(dialect.evidence(model), dialect.evidence(folded), report)
+    return findings(dialect.evidence(model), dialect.evidence(folded), report)
+
+
+def found(dialect: Dialect, model: Any) -> list[Told]:
+    told = findings_of(dialect, model)
     assert {finding.affine for finding in told} <= {"A001"}
     return [(finding.code, finding.severity, finding.channels) for finding in told]
 
@@ -173,6 +186,7 @@ def test_a_fault_of_the_settings_or_the_place_in_onnx(proto: onnx.ModelProto, to
         ((nn.Dropout(0.3), nn.ReLU()), {}, [("dropout-before-norm", "note", ())]),
         ((nn.Dropout(0.0),), {}, []),
         ((nn.Dropout(0.3), nn.Softmax(1)), {}, []),
+        ((nn.AlphaDropout(0.3),), {}, []),
         ((), {"train": True}, [("batch-statistics", "warning", ())]),
     ],
 )
@@ -180,6 +194,33 @@ def test_a_fault_of_the_settings_or_the_place_in_torch(
     front: tuple[nn.Module, ...], more: dict[str, Any], told: list[Told]
 ) -> None:
     assert found(torch_dialect(), in_torch(*front, **more)) == told
+
+
+NONE_STORED = "; it stores no running statistics (track_running_stats=False), so eval() changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("more", "told", "remedy"),
+    [
+        ({"train": True}, "", "call model.eval() before exporting"),
+        ({"track_running_stats": False}, NONE_STORED, "train it with track_running_stats=True"),
+        ({"train": True, "track_running_stats": False}, NONE_STORED, "train it with track_running_stats=True"),
+    ],
+)
+def test_why_the_statistics_of_the_batch_are_used_in_torch(more: dict[str, Any], told: str, remedy: str) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, track_running_stats=more.get("track_running_stats", True))
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), norm).train(more.get("train", False))
+    (finding,) = findings_of(torch_dialect(), torch.export.export(net, (torch.randn(2, 3, 5, 5),)))
+    assert finding.message == f"1: {Reason.BATCH_STATISTICS.message}{told}"
+    assert finding.remedy == remedy
+
+
+def test_why_the_statistics_of_the_batch_are_used_is_not_told_in_onnx() -> None:
+    (finding,) = findings_of(onnx_dialect(), frontend.from_proto(in_onnx(training_mode=1)))
+    assert finding.message.endswith(Reason.BATCH_STATISTICS.message)
+    assert finding.remedy == Reason.BATCH_STATISTICS.remedy
+    assert all(part in finding.remedy for part in ("model.eval()", "track_running_stats=False"))
 
 
 def taken(numbers: list[float], former: float = 1.0) -> list[Told]:
@@ -254,6 +295,199 @@ def test_a_scale_beyond_float16_is_told_where_the_batch_norm_stays() -> None:
     assert list(remarks(large, stays=False)) == []
 
 
+def test_a_variance_near_zero_is_told_with_epsilon_and_the_scale() -> None:
+    (remark,) = remarks(norm(var=[6.95e-8, 1, 1, 1], weight=[0.96, 1, 1, 1]), stays=False)
+    cause = "its input hardly varied in training, or the weights in front of it are tiny"
+    limit = "below 0.1 times epsilon (1e-05), so epsilon sets the scale, which is 303"
+    assert remark.text == f"the running variance is 6.95e-08, {limit}: {cause}"
+    (remark,) = remarks(norm(var=[1e-3, 2e-3, 1e4, 1e4]), stays=False)
+    limit = "below 1e-06 times the median channel's (5e+03), with a scale of 22.3 to 31.5"
+    assert remark.text == f"the running variance is 0.001 to 0.002, {limit}: {cause}"
+
+
+def weighed(factor: float) -> nn.Sequential:
+    """A network in which the weights of the second channel are so many times those of the others."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        net[0].weight[:] = torch.tensor([2.0, 2.0 * factor, -2.0, 2.0]).reshape(4, 1, 1, 1)
+        net[1].running_var[:] = torch.tensor([1.0, 1e-9, 1.0, 1.0])
+    return net
+
+
+@pytest.mark.parametrize("opset", [None, 18])
+@pytest.mark.parametrize(
+    ("factor", "cause"),
+    [
+        (1.0, "its input hardly varied in training, or the weights in front of it are tiny"),
+        (0.09, "the weights of 0 in front of it are at least 11.1 times smaller than the median channel's"),
+        (0.11, "its input hardly varied in training, or the weights in front of it are tiny"),
+        (0.0, "the weights of 0 in front of it are 0"),
+    ],
+)
+def test_tiny_weights_in_front_are_named(factor: float, cause: str, opset: int | None) -> None:
+    program: Any = torch.export.export(weighed(factor), (torch.ones(2, 1, 3, 3),))
+    dialect, model = (torch_dialect(), program) if opset is None else (onnx_dialect(), exported(program, opset))
+    (message,) = [each.message for each in findings_of(dialect, model) if each.code == "near-zero-variance"]
+    assert message.startswith("channel 1 of 1: ")
+    assert message.endswith(f": {cause}")
+
+
+def test_weights_in_front_of_another_operator_are_not_named() -> None:
+    net = weighed(1e-4)
+    program = torch.export.export(nn.Sequential(net[0], nn.BatchNorm2d(4), net[1]).eval(), (torch.ones(2, 1, 3, 3),))
+    (message,) = [each.message for each in findings_of(torch_dialect(), program) if each.code == "near-zero-variance"]
+    assert message.endswith("or the weights in front of it are tiny")
+
+
+def counted(batches: int, momentum: float | None = 0.1, variance: float = 1.2) -> list[Told]:
+    """What is found in a batch norm that has counted so many batches."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU()).eval()
+    net[1].num_batches_tracked.fill_(batches)
+    net[1].running_mean.fill_(0.1)
+    net[1].running_var[:] = torch.tensor([1.2, 1.2, 1.2, variance])
+    return found(torch_dialect(), torch.export.export(net, (torch.randn(2, 3, 5, 5),)))
+
+
+YOUNG, VERY_YOUNG = ("few-batches", "note", ()), ("few-batches", "warning", ())
+
+
+@pytest.mark.parametrize(
+    ("batches", "more", "told"),
+    [
+        (0, {}, []),
+        (1, {}, [VERY_YOUNG]),
+        (6, {}, [VERY_YOUNG]),
+        (7, {}, [YOUNG]),
+        (10, {}, [YOUNG]),
+        (43, {}, [YOUNG]),
+        (44, {}, []),
+        (10**18, {}, []),
+        (10, {"momentum": None}, []),
+        (10, {"momentum": 0.0}, []),
+        (1, {"momentum": 0.4}, [VERY_YOUNG]),
+        (10, {"momentum": 0.4}, []),
+        (10, {"variance": 0.35}, [YOUNG]),
+        (10, {"variance": 0.34}, []),
+    ],
+)
+def test_statistics_of_few_batches(batches: int, more: dict[str, Any], told: list[Told]) -> None:
+    assert counted(batches, **more) == told
+
+
+def test_without_a_counter_nothing_is_said_of_few_batches() -> None:
+    assert found_in_onnx(in_onnx()) == []
+    few = replace(norm(), kept=0.9, batches=10)
+    assert [remark.condition for remark in remarks(few, stays=False)] == [Condition.FEW_BATCHES]
+    assert list(remarks(replace(few, batches=None), stays=False)) == []
+    assert list(remarks(replace(few, kept=None), stays=False)) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, while it decomposes
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_ten_batches_of_training_leave_the_part_that_is_told(decomposed: bool, tmp_path: Path) -> None:
+    """The batches have the mean 100 and the variance 4, so that what is stored shows what the training left."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    with torch.no_grad():
+        for _ in range(10):
+            net.train()(100 + 2 * torch.randn(4096, 2))
+    begun = 0.9**10
+    assert torch.allclose(net[0].running_mean, torch.tensor(100 * (1 - begun)), rtol=1e-3)
+    assert torch.allclose(net[0].running_var, torch.tensor(begun + 4 * (1 - begun)), rtol=2e-2)
+    program = torch.export.export(net.eval(), (torch.randn(4, 2),))
+    if decomposed:
+        program = program.run_decompositions()
+    torch.export.save(program, tmp_path / "net.pt2")
+    run = Run("inspect")
+    run_inspect(run, tmp_path / "net.pt2")
+    (message,) = [each.message for each in run.findings if each.code == "few-batches"]
+    assert "has counted 10 batches with a momentum of 0.1: 0.9^10 = 34.9 % of its running statistics" in message
+    command = ["inspect", str(tmp_path / "net.pt2"), "--fail-on"]
+    assert main([*command, "few-batches"]) == Exit.POLICY
+    assert main([*command, "warning"]) == Exit.OK
+
+
+def test_recalibrated_statistics_are_of_no_few_batches() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    data = [10 * torch.randn(8, 3, 5, 5) for _ in range(3)]
+    with torch.no_grad():
+        net(data[0])
+
+    def codes(module: nn.Module) -> list[str]:
+        return [code for code, _, _ in found(torch_dialect(), torch.export.export(module, (data[0],)))]
+
+    assert codes(net.eval()) == ["few-batches"]
+    assert codes(bnfold.recalibrate(net, data).model) == []
+
+
+EXPECTED = "1.43 times as large where they are independent and of mean 0"
+
+
+def noise(model: Any, dialect: Dialect) -> str:
+    """What is said of how much the dropout in front of the batch norm adds."""
+    (message,) = [each.message for each in findings_of(dialect, model) if each.code == "dropout-before-norm"]
+    _, said = message.split("its stored variance is that of noisier inputs, ")
+    return said
+
+
+@pytest.mark.parametrize("dropping", [nn.Dropout(0.3), nn.Dropout1d(0.3)])
+@pytest.mark.parametrize("between", [nn.Identity(), nn.ReLU(), nn.LeakyReLU(0.5)])
+def test_a_dropout_directly_in_front_adds_what_is_told(dropping: nn.Module, between: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(dropping, between, nn.BatchNorm1d(4, momentum=None), nn.Conv1d(4, 1, 1))
+    x = torch.tensor([0.0, 1.0, -1.5, 2.0])[:, None] + torch.randn(200_000, 4, 2)
+    with torch.no_grad():
+        net.train()(x)
+        factors = net[2].running_var / between(x).var((0, 2))
+    said = noise(torch.export.export(net.eval(), (x[:2],)), torch_dialect())
+    worst = int(factors.argmax())
+    assert f" in channel {worst}, by its mean of " in said
+    assert float(said.split()[0]) == pytest.approx(float(factors[worst]), rel=0.03)
+    assert factors[worst] > 1.8
+
+
+@pytest.mark.parametrize("between", [nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4), nn.ReLU())])
+def test_how_much_a_dropout_in_front_of_a_linear_layer_adds_is_not_known(between: nn.Module) -> None:
+    net = nn.Sequential(nn.Dropout(0.3), between, nn.BatchNorm1d(4)).eval()
+    net[2].running_mean.fill_(1.0)
+    assert noise(torch.export.export(net, (torch.randn(2, 4),)), torch_dialect()) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("front", "stored", "said"),
+    [
+        (dropout(0.3), {}, "1.43 times as large as without it in channel 0, by its mean of 0.1 and variance of 1.2"),
+        (
+            behind_relu,
+            {"mean": [0.1, 1, 0.1, 0.1]},
+            "2.22 times as large as without it in channel 1, by its mean of 1 ",
+        ),
+        (
+            behind_relu,
+            {"mean": [9, 1, 1, 1], "weight": [0, 1, 1, 1], "bias": [1] * 4},
+            "2.22 times as large as without",
+        ),
+        (
+            dropout(0.3),
+            {"mean": [9, 1, 1, 1]},
+            "and noise alone in channel 0, by its mean of 9 and variance of 1.2, if ",
+        ),
+        (dropout(0.3), {"mean": [0] * 4, "var": [1] * 4}, EXPECTED),
+        (dropout(0.3), {"weight": [0] * 4}, EXPECTED),
+        (lambda net: net.conv(dropout(0.3)(net), 3, 4, (1, 1)), {}, EXPECTED),
+        (lambda net: net.node("Add", [dropout(0.3)(net), net.constant("c", [1.0])]), {}, EXPECTED),
+    ],
+)
+def test_what_is_told_of_a_dropout_in_onnx(front: Callable[[Net], str], stored: Stored, said: str) -> None:
+    net = Net(opset=15)
+    net.batch_norm(front(net), 4, stored=HEALTHY | stored)
+    channels = 3 if any(node.op_type == "Conv" for node in net.nodes) else 4
+    model = frontend.from_proto(net.model({"x": (2, channels, 5, 5)}))
+    assert noise(model, onnx_dialect()).startswith(said)
+
+
 def test_a_frozen_batch_norm_stores_no_statistics_and_is_not_untrained() -> None:
     frozen = replace(norm(mean=[0] * 4, var=[1] * 4), epsilon=0.0)
     assert [remark.condition for remark in remarks(frozen, stays=False)] == [Condition.UNUSUAL_EPSILON]
@@ -295,7 +529,8 @@ def test_every_finding_can_be_named_and_is_explained(
 ) -> None:
     (entry,) = explain.lookup(word)
     text = "".join(explain.render((entry,)).split())  # its lines break anywhere
-    assert all("".join(part.split()) in text for part in (entry.message, entry.remedy, "Example: "))
+    fires = FIRES[entry] if isinstance(entry, Reason) else entry.fires
+    assert all("".join(part.split()) in text for part in (entry.message, entry.remedy, fires, "Example: "))
     assert word in explain.render(explain.lookup(None))
     assert main(["inspect", str(tmp_path / "absent.onnx"), "--fail-on", word]) != Exit.USAGE
     assert "--fail-on" not in capsys.readouterr().err

@@ -75,6 +75,44 @@ def test_named_axes_are_the_callers(tmp_path: Path) -> None:
     assert axes(tmp_path / "net.onnx")[0] == ["n", 3, "high", "wide"]
 
 
+STORES_NONE = "it stores no running statistics (track_running_stats=False), so eval() changes nothing"
+DROPPED = "the statistics of the batch, which an export would drop"
+EVALUATE, TRACK = "call model.eval() before torch.export.export", "train it with track_running_stats=True"
+
+
+@pytest.mark.parametrize(
+    ("tracks", "train", "message", "hint"),
+    [
+        ([True], True, f"1 batch norm of the program uses {DROPPED}: 0", EVALUATE),
+        ([True, True], True, f"2 batch norms of the program use {DROPPED}: 0", EVALUATE),
+        ([False], False, f"1 batch norm of the program uses {DROPPED}: 0; {STORES_NONE}", TRACK),
+        ([False], True, f"1 batch norm of the program uses {DROPPED}: 0; {STORES_NONE}", TRACK),
+        ([True, False], False, f"1 batch norm of the program uses {DROPPED}: 1; {STORES_NONE}", TRACK),
+        (
+            [True, False],
+            True,
+            f"2 batch norms of the program use {DROPPED}: 0; 1: {STORES_NONE}",
+            f"{EVALUATE}; 1: {TRACK}",
+        ),
+    ],
+)
+def test_what_uses_the_statistics_of_the_batch_is_told_with_its_cause(
+    tracks: list[bool], train: bool, message: str, hint: str, tmp_path: Path
+) -> None:
+    net = nn.Sequential(*(nn.BatchNorm2d(3, track_running_stats=each) for each in tracks)).train(train)
+    with pytest.raises(Rejected) as caught:
+        bnfold.export(torch.export.export(net, (IMAGES,)), tmp_path / "net.onnx")
+    assert (str(caught.value), caught.value.hint) == (message, hint)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, while it decomposes
+def test_a_decomposed_batch_norm_without_running_statistics_is_told_as_such(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)).eval(), (IMAGES,))
+    with pytest.raises(Rejected, match="stores no running statistics") as caught:
+        bnfold.export(program.run_decompositions(), tmp_path / "net.onnx")
+    assert caught.value.hint == TRACK
+
+
 def test_a_program_that_trains_is_not_exported(tmp_path: Path) -> None:
     path = saved(network().train(), tmp_path / "training.pt2")
     with pytest.raises(Rejected, match="statistics of the batch") as caught:

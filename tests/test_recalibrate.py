@@ -197,6 +197,9 @@ def test_only_statistics_change() -> None:
     net = Twins().eval()
     net.trunk[0].weight.requires_grad_(False)
     net.trunk[4].momentum = None
+    counters = [part.num_batches_tracked for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    for counter in counters:
+        counter.fill_(7)
     result = bnfold.recalibrate(net, PAIRS)
     assert isinstance(result.model, Twins)
     for name, tensor in result.model.state_dict().items():
@@ -207,6 +210,7 @@ def test_only_statistics_change() -> None:
         assert one.requires_grad == other.requires_grad
         assert one.grad is None
         assert one.data_ptr() != other.data_ptr()
+    assert result.model.trunk[1].num_batches_tracked == 0
     assert result.model.trunk[4].num_batches_tracked == 2 * len(PAIRS)
     assert not any(part.training or part._forward_pre_hooks for part in result.model.modules())
     assert torch.is_grad_enabled()

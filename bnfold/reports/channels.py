@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.evidence import StoredLinear, Tensor
+from bnfold.reports.limits import SMALLEST_NORMAL
 from bnfold.reports.statistics import Channels
-
-# The smallest number of full precision, by the name of its type.
-SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 
 PART = 1 << 20
 """How many weights are looked at together."""

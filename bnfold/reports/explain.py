@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from bnfold.errors import UsageError
 from bnfold.graph import Reason
-from bnfold.reports.conditions import Condition
+from bnfold.reports.conditions import FIRES, Condition
 from bnfold.reports.text import WIDTH, did_you_mean
 from bnfold.run import Finding
 
@@ -100,6 +100,9 @@ def render(explained: Sequence[Reason | Condition]) -> str:
 
 def _entry(entry: Reason | Condition) -> str:
     lines = [fill(f"{entry.code}: {entry.message}.", WIDTH), "", fill(f"What to do: {entry.remedy}.", WIDTH)]
+    fires = FIRES.get(entry) if isinstance(entry, Reason) else entry.fires
+    if fires is not None:
+        lines.insert(1, fill(f"Found where {fires}.", WIDTH))
     example = EXAMPLES.get(entry) if isinstance(entry, Reason) else entry.example
     if example is not None:
         lines.append(f"Example: {example}")

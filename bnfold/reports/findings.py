@@ -7,28 +7,21 @@ training gives (`statistics`), and numbers that the type of a folded operator, f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.evidence import Evidence, StoredLinear, Tensor
-from bnfold.graph import Reason, Site
+from bnfold.evidence import Evidence, StoredLinear, StoredNorm, Tensor
+from bnfold.graph import EVALUATE, NO_STATISTICS, TRACK, Reason, Site
 from bnfold.outcome import FoldReport, Outcome
 from bnfold.reports.channels import crests, magnitudes, usable
 from bnfold.reports.conditions import Condition
+from bnfold.reports.limits import FLOAT16_LARGEST, LARGE_CANCELLATION, LARGE_CREST, LARGE_SPREAD
 from bnfold.reports.report import identified
-from bnfold.reports.statistics import FLOAT16_LARGEST, Channels, indices, remarks, told
+from bnfold.reports.statistics import Channels, InFront, indices, remarks, told
 from bnfold.run import Finding
-
-LARGE_CANCELLATION = 1000.0
-"""The terms of a merged kernel are so many times larger than their sum."""
-
-LARGE_SPREAD = 32.0
-"""One int8 scale has 127 steps for the largest channel; a channel so many times smaller has less than four of them."""
-
-LARGE_CREST = 8.0
-"""The largest weight of a channel over their root mean square, which is then less than 16 of the 127 steps of int8.
-Normally distributed weights reach half of it."""
 
 
 def findings(original: Evidence, folded: Evidence, report: FoldReport) -> list[Finding]:
@@ -54,15 +47,37 @@ def _cancelled(report: FoldReport) -> Iterator[Finding]:
 def _norms(original: Evidence, report: FoldReport) -> Iterator[Finding]:
     for identity, outcome in identified(report):
         if outcome.refusal and outcome.refusal.reason is Reason.BATCH_STATISTICS:
-            message = f"{_name(outcome)}: {Reason.BATCH_STATISTICS.message}"
-            yield _finding(Reason.BATCH_STATISTICS, "warning", message, identity)
+            yield _by_the_batch(outcome, identity, original.running.get(outcome.site.name))
         elif norm := original.norms.get(outcome.site.name):
-            for remark in remarks(norm, stays=not outcome.folded):
+            for remark in remarks(norm, stays=not outcome.folded, front=partial(_in_front, original, outcome, norm)):
                 where = _name(outcome)
                 if remark.channels is not None:
                     where = f"{told(remark.channels)} of {where}:"
                 message = f"{where} {remark.text}"
                 yield _finding(remark.condition, remark.severity, message, identity, remark.channels)
+
+
+def _by_the_batch(outcome: Outcome, identity: str, running: bool | None) -> Finding:
+    """`running` says whether the batch norm has running statistics: where it has none, eval() is no help."""
+    message = f"{_name(outcome)}: {Reason.BATCH_STATISTICS.message}"
+    found = _finding(Reason.BATCH_STATISTICS, "warning", message, identity)
+    if running is None:
+        return found
+    if running:
+        return replace(found, remedy=EVALUATE)
+    return replace(found, message=f"{message}; {NO_STATISTICS}", remedy=TRACK)
+
+
+def _in_front(original: Evidence, outcome: Outcome, norm: StoredNorm) -> InFront | None:
+    """The operator that took a batch norm in, where it is its neighbour: then channel is channel."""
+    if outcome.rule != "into-producer" or len(outcome.into) != 1:
+        return None
+    (site,) = outcome.into
+    linear = original.linears.get(site.name)
+    if linear is None or not norm.reads or norm.reads not in (site.name, linear.added):
+        return None
+    largest, _ = magnitudes(linear)
+    return InFront(site.module or site.name, largest) if largest.shape == norm.mean.shape else None
 
 
 def _name(outcome: Outcome) -> str:

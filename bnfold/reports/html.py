@@ -21,8 +21,8 @@ from bnfold.errors import clean
 from bnfold.reports import charts, text
 from bnfold.reports.charts import Facts
 from bnfold.reports.json import document
+from bnfold.reports.limits import FLOAT16_LARGEST
 from bnfold.reports.report import VERDICT_WORDS, Report
-from bnfold.reports.statistics import FLOAT16_LARGEST
 
 MAX_CHARACTERS = 2_000_000
 """Of the table of affines, whose rows end there."""

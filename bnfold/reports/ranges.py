@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bnfold.evidence import Evidence, StoredLinear
 from bnfold.outcome import FoldReport
 from bnfold.reports.channels import Magnitudes, crests, is_subnormal, magnitudes, usable
-from bnfold.reports.statistics import FLOAT16_LARGEST
+from bnfold.reports.limits import FLOAT16_LARGEST
 from bnfold.run import Range, Uneven
 
 CHUNK = 1 << 20

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.evidence import Evidence, StoredAffine, StoredLinear, StoredNorm
+from bnfold.evidence import AROUND, Evidence, StoredAffine, StoredLinear, StoredNorm
 from bnfold.origin import Leaf, names_of
 from bnfold.outcome import Absorbed, FoldReport
 from bnfold.verify.derivation import Rows, Taken, derived, distance, rows_of
@@ -275,7 +275,7 @@ def _identical(first: Record, second: Record) -> bool:
         facts = [(op.layout, op.groups, op.alpha, op.weight.shape, op.window) for op in (first, second)]
         return facts[0] == facts[1] and _same(first.weight, second.weight) and _same(_offset(first), _offset(second))
     if isinstance(first, StoredNorm) and isinstance(second, StoredNorm):
-        second = replace(second, kept=first.kept, dropout=first.dropout, rectified=first.rectified)
+        second = replace(second, **{name: getattr(first, name) for name in AROUND})
     return type(first) is type(second) and all(
         _same(np.asarray(value), np.asarray(getattr(second, name))) for name, value in first.__dict__.items()
     )

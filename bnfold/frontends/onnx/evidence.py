@@ -46,10 +46,11 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 """What an operator is whose first input, or second input, is the constant one."""
 
 
-NOISE_PASSES = (
-    *("Conv", "ConvTranspose", "Gemm", "Relu", "LeakyRelu", "PRelu"),
+_UNMIXED = (
+    *("Relu", "LeakyRelu", "PRelu"),
     *("Identity", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
 )
+NOISE_PASSES = ("Conv", "ConvTranspose", "Gemm", *_UNMIXED)
 """What may be between a dropout and a batch norm that it disturbs, beside a MatMul or Add of one constant: linear
 layers and ReLUs (arXiv 1801.05134)."""
 
@@ -122,6 +123,7 @@ class _Reader:
         epsilon, momentum = node.attributes.get("epsilon"), node.attributes.get("momentum")
         if gamma is None or beta is None or mean is None or variance is None or (epsilon and epsilon.is_ref()):
             return None
+        dropout, unmixed = self._dropout(node.inputs[0])
         return StoredNorm(
             gamma,
             beta,
@@ -129,18 +131,28 @@ class _Reader:
             variance,
             float(np.float32(epsilon.value if epsilon else 1e-5)),
             kept=None if momentum is None or momentum.is_ref() else float(momentum.value),
-            dropout=self._dropout(node.inputs[0]),
+            dropout=dropout,
+            unmixed=unmixed,
             rectified=_rectified(node.outputs[0]),
+            reads=self._maker(node.inputs[0]),
         )
 
-    def _dropout(self, value: ir.Value | None) -> float:
-        """The ratio of the dropout in front of a value, through operators that pass its noise on; 0 without one."""
+    def _maker(self, value: ir.Value | None) -> str:
+        """The name of the node that makes a value; empty for an input of the model."""
+        node = None if value is None else value.producer()
+        return "" if node is None else self._names[node]
+
+    def _dropout(self, value: ir.Value | None) -> tuple[float, bool]:
+        """The ratio of the dropout in front of a value, through operators that pass its noise on, and whether all of
+        them are `_UNMIXED`; 0 without one."""
+        unmixed = True
         for _ in range(REACH):
             node = None if value is None else value.producer()
             if node is not None and walking.is_standard(node, "Dropout"):
-                return self._ratio(node)
+                return self._ratio(node), unmixed
             value = None if node is None else self._passed(node)
-        return 0.0
+            unmixed = unmixed and node is not None and node.op_type in _UNMIXED
+        return 0.0, False
 
     def _passed(self, node: ir.Node) -> ir.Value | None:
         """The one value whose noise reaches the output; None where there is none, or where it would not be the same."""

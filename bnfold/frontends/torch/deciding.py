@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch.export import ExportedProgram
 
 from bnfold.frontends.torch.aliasing import bare_name
-from bnfold.frontends.torch.calls import words
+from bnfold.frontends.torch.calls import call_of, words
+from bnfold.frontends.torch.lenses import has_running
 from bnfold.frontends.torch.program import ProgramShelf, open_program
 from bnfold.graph import Reason
 
@@ -15,11 +16,13 @@ DECIDING = words(
 )
 
 
-def batch_statistics(program: ExportedProgram) -> list[str]:
-    """The batch norms that normalise by the statistics of the batch, by module path where known."""
+def batch_statistics(program: ExportedProgram) -> list[tuple[str, bool]]:
+    """The batch norms that normalise by the statistics of the batch, by module path where known, and whether each has
+    running statistics too."""
     graph, _ = open_program(ProgramShelf.of(program))
-    sites = [graph.site(node) for node in graph.affines() if graph.read(node) is Reason.BATCH_STATISTICS]
-    return [site.module or site.name for site in sites]
+    nodes = [node for node in graph.affines() if graph.read(node) is Reason.BATCH_STATISTICS]
+    sites = [(graph.site(node), call_of(node, {})) for node in nodes]
+    return [(site.module or site.name, call is not None and has_running(call)) for site, call in sites]
 
 
 def decides(program: ExportedProgram) -> bool:

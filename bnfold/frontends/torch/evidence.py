@@ -39,13 +39,20 @@ _ELEMENTWISE: dict[str, tuple[Elementwise | None, Elementwise | None]] = {
 """What an operator is whose first operand, or second operand, is the constant one."""
 
 
-_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_DROPOUTS = ("dropout", "feature_dropout")
+"""Those that scale up what they keep; an alpha dropout is made to keep mean and variance."""
 
-NOISE_PASSES = (
+_MEAN, _COUNTER = "running_mean", "num_batches_tracked"
+
+_MIXING = (
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
-    *("linear", "addmm", "mm", "matmul", "add", "relu", "leaky_relu", "prelu", "alias", "clone", "contiguous", "to"),
+    *("linear", "addmm", "mm", "matmul", "add"),
+)
+_UNMIXED = (
+    *("relu", "leaky_relu", "prelu", "alias", "clone", "contiguous", "to"),
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"),
 )
+NOISE_PASSES = (*_MIXING, *_UNMIXED)
 """What may be between a dropout and a batch norm that it disturbs: linear layers and ReLUs (arXiv 1801.05134)."""
 
 
@@ -58,8 +65,17 @@ def evidence(program: ExportedProgram) -> Evidence:
             continue
         name, arguments = _bound(node)
         if norm := _norm(name, arguments, values):
-            dropout = _dropout(arguments.get("input"), values)
-            found.norms[node.name] = replace(norm, dropout=dropout, rectified=_rectified(node))
+            source = arguments.get("input")
+            dropout, unmixed = _dropout(source, values)
+            found.norms[node.name] = replace(
+                norm,
+                dropout=dropout,
+                unmixed=unmixed,
+                rectified=_rectified(node),
+                reads=source.name if isinstance(source, fx.Node) else "",
+            )
+        elif "batch_norm" in name:
+            found.running[node.name] = arguments.get("running_mean") is not None
         elif linear := _linear(name, arguments, values):
             found.linears[node.name] = linear
         elif affine := _affine(name, arguments, values):
@@ -88,6 +104,7 @@ def _norm(name: str, arguments: dict[str, Any], values: _Values) -> StoredNorm |
         variance=to_array(variance),
         epsilon=arguments["epsilon"] if "epsilon" in arguments else arguments["eps"],
         kept=_kept(arguments),
+        batches=values.count_beside(arguments.get("running_mean")),
     )
 
 
@@ -97,18 +114,21 @@ def _kept(arguments: dict[str, Any]) -> float | None:
     return 1.0 - momentum if isinstance(momentum, (int, float)) else None
 
 
-def _dropout(value: Any, values: _Values) -> float:
-    """The probability of the dropout in front of a value, through operators that pass its noise on; 0 without one."""
+def _dropout(value: Any, values: _Values) -> tuple[float, bool]:
+    """The probability of the dropout in front of a value, through operators that pass its noise on, and whether all of
+    them are `_UNMIXED`; 0 without one."""
+    unmixed = True
     for _ in range(REACH):
         if not isinstance(value, fx.Node) or not isinstance(value.target, torch._ops.OpOverload):
-            return 0.0
+            break
         name = value.target._schema.name.removeprefix("aten::").removesuffix("_")
         if name in _DROPOUTS:
             probability = _bound(value)[1].get("p")
-            return float(probability) if isinstance(probability, (int, float)) else 0.0
+            return (float(probability), unmixed) if isinstance(probability, (int, float)) else (0.0, False)
         data = [node for node in value.all_input_nodes if values.get(node) is None]
         value = data[0] if name in NOISE_PASSES and len(data) == 1 else None
-    return 0.0
+        unmixed = unmixed and name in _UNMIXED
+    return 0.0, False
 
 
 def _rectified(node: fx.Node) -> bool:
@@ -213,9 +233,10 @@ class _Values:
     """The values of nodes that depend on stored tensors alone; None for all others."""
 
     def __init__(self, program: ExportedProgram) -> None:
-        stored = {**program.constants, **program.state_dict}
+        self._stored = stored = {**program.constants, **program.state_dict}
         placeholders = program.graph.find_nodes(op="placeholder")
         specs = dict(zip(placeholders, program.graph_signature.input_specs, strict=True))
+        self._names = {node: spec.target for node, spec in specs.items() if spec.target is not None}
         held = {node: stored[spec.target].detach() for node, spec in specs.items() if spec.kind in STORED}
         dense = {node: tensor for node, tensor in held.items() if tensor.layout is torch.strided}
         written, names = set(_written(program.graph)), written_names(program)
@@ -226,6 +247,14 @@ class _Values:
         for node in program.graph.nodes:  # first to last, so that no later question goes deep
             if any(self._known.get(each, each) is None for each in node.all_input_nodes):
                 self._known[node] = None
+
+    def count_beside(self, mean: Any) -> int | None:
+        """The number of training steps that a module keeps beside this running mean; None where it keeps none."""
+        name = self._names.get(mean, "")
+        counter = self._stored.get(f"{name.removesuffix(_MEAN)}{_COUNTER}") if name.endswith(_MEAN) else None
+        if not isinstance(counter, Tensor) or counter.dtype != torch.int64 or counter.numel() != 1:
+            return None
+        return int(counter)
 
     def get(self, argument: Any) -> Tensor | None:
         value = self._value(argument) if isinstance(argument, fx.Node) else None

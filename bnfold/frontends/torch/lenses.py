@@ -211,11 +211,16 @@ def trains(call: Call) -> bool:
     return _MODES.get(call.operator, call.get("training", False)) is not False
 
 
+def has_running(call: Call) -> bool:
+    """Whether a batch norm is given running statistics."""
+    return call.get("running_mean") is not None and call.get("running_var") is not None
+
+
 def norm_refusal(call: Call) -> Reason | None:
     """Why a batch norm is no fixed map, as far as its arguments tell."""
     if set(call.arguments) - _NORM_ARGUMENTS:
         return Reason.UNSUPPORTED_ATTRIBUTE
-    if trains(call) or call.get("running_mean") is None or call.get("running_var") is None:
+    if trains(call) or not has_running(call):
         return Reason.BATCH_STATISTICS
     return None
 

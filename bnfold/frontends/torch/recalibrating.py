@@ -23,7 +23,7 @@ from bnfold.errors import Rejected, UsageError
 from bnfold.frontends.torch.calls import NORM_MODULES
 from bnfold.frontends.torch.capture import first_line
 from bnfold.frontends.torch.hooks import duplicate
-from bnfold.graph import Reason
+from bnfold.graph import NO_STATISTICS, Reason
 from bnfold.moments import DriftReport, Moments, Statistics, Untouched, drift_of
 
 Found = dict[str, Moments]
@@ -52,7 +52,7 @@ def recalibrate_module(module: nn.Module, data: Iterable[Any]) -> tuple[nn.Modul
             layers.append(drift_of(name, moments.count, _stored(norm), new, norm.eps))
             _store(norm, new)
             if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.fill_(moments.calls)
+                norm.num_batches_tracked.fill_(moments.calls if norm.momentum is None else 0)
     left = tuple(_untouched(name, name in norms) for name in _norms(result) if name not in found)
     return result, DriftReport(tuple(layers), left, passes)
 
@@ -236,7 +236,7 @@ def _unsettled(name: str) -> Rejected:
 def _untouched(name: str, tracked: bool) -> Untouched:
     if tracked:
         return Untouched(name, "never-called", "no batch of the data reaches it")
-    return Untouched(name, Reason.BATCH_STATISTICS.code, Reason.BATCH_STATISTICS.message)
+    return Untouched(name, Reason.BATCH_STATISTICS.code, NO_STATISTICS)
 
 
 def _named(name: str) -> str:
