@@ -528,7 +528,9 @@ def test_every_finding_can_be_named_and_is_explained(
     word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (entry,) = explain.lookup(word)
-    text = "".join(explain.render((entry,)).split())  # its lines break anywhere
+    lines = explain.render((entry,)).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "".join("".join(lines).split())  # they break anywhere
     fires = FIRES[entry] if isinstance(entry, Reason) else entry.fires
     assert all("".join(part.split()) in text for part in (entry.message, entry.remedy, fires, "Example: "))
     assert word in explain.render(explain.lookup(None))

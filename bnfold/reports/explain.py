@@ -105,5 +105,5 @@ def _entry(entry: Reason | Condition) -> str:
         lines.insert(1, fill(f"Found where {fires}.", WIDTH))
     example = EXAMPLES.get(entry) if isinstance(entry, Reason) else entry.example
     if example is not None:
-        lines.append(f"Example: {example}")
+        lines.append(fill(f"Example: {example}", WIDTH, break_long_words=False, break_on_hyphens=False))
     return "\n".join([*lines, ""])
