@@ -101,7 +101,10 @@ CORE = (
         'folded = affine @ op if side == "before"',
     ),
     Mutant(
-        "shift crosses the padding", "rules.py", 'if side == "before" and op.bordered and affine.shifts:', "if False:"
+        "shift crosses the padding",
+        "rules.py",
+        'if side == "before" and op.bordered and affine.shifts and node not in self.bare:',
+        "if False:",
     ),
     Mutant("fits not asked", "rules.py", "None if self.obstacles else self.graph.fits(node, folded)", "None"),
     Mutant(
@@ -601,7 +604,7 @@ MUTANTS = (
         "return _odd_float32(array).astype(ml_dtypes.bfloat16)",
         "return array.astype(ml_dtypes.bfloat16)",
     ),
-    Mutant("torch: batch statistics accepted", "frontends/torch/lenses.py", "if trains(call) or call", "if call"),
+    Mutant("torch: batch statistics accepted", "frontends/torch/lenses.py", "if trains(call) or not", "if not"),
     Mutant(
         "torch: padding='same' pads nothing",
         "frontends/torch/lenses.py",
