@@ -207,7 +207,7 @@ def distribution(rows: list[Row]) -> str:
     """Quantiles of ρ at each level, and of the largest ρ of a place on its own (L3)."""
     samples = {level: [row["levels"][level]["ratio"] for row in rows] for level in LEVELS}
     samples["L3, the worst place"] = [row["figures"].get("L3") for row in rows]
-    lines = ["| | folds | median | 90 % | largest | limit |", "|---|--:|--:|--:|--:|--:|"]
+    lines = ["| level | folds | median | 90 % | largest | limit |", "|---|--:|--:|--:|--:|--:|"]
     for name, values in samples.items():
         numbers = np.array([value for value in values if value is not None])
         if numbers.size:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,6 +155,20 @@ def test_every_block_is_of_a_kind_that_is_run_or_read() -> None:
         assert len(re.findall(r"^\s*```", document, re.MULTILINE)) == 2 * len(blocks(document)), name
         for block in blocks(document):
             assert "not run" not in block.title or not block.runs, f"{name}: {block.title}"
+
+
+def nameless(document: str) -> list[str]:
+    """The heads of tables in which a column has no name: a reader who hears the page is told none."""
+    rule = re.compile(r"\|(\s*:?-+:?\s*\|)+")
+    heads = [head for head, below in pairwise(document.splitlines()) if rule.fullmatch(below)]
+    return [head for head in heads if not all(map(str.strip, head.strip()[1:-1].split("|")))]
+
+
+def test_every_column_of_a_table_has_a_name() -> None:
+    pages = [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]
+    assert {page.name: found for page in pages if (found := nameless(page.read_text()))} == {}
+    assert nameless("| | a |\n|---|--:|\n| x | 1 |") == ["| | a |"]
+    assert nameless("| b | a |\n|---|--:|\n| | 1 |") == []
 
 
 def test_few_blocks_are_not_run() -> None:
