@@ -118,12 +118,14 @@ class Finding:
 class Uneven(NamedTuple):
     """How uneven the weights of an operator are, before and after, and the output channels that make it so.
 
-    None where no weight is other than zero. `channels` are at most eight, the worst first.
+    None where no weight is other than zero. `channels` are at most eight, the worst first; `starved` as many that a
+    scale made for those leaves least.
     """
 
     before: float | None = None
     after: float | None = None
     channels: tuple[int, ...] = ()
+    starved: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def rich_run(**names: Any) -> Run:
     run = full_run(folded(**names), left("bn2", blocker=names.get("into", "conv2")), elementwise())
     merge = Merged("merge-branches", Site("conv3", "Conv"), (Site("conv4", "Conv"),), 100, 10, None, 1.5)
     run.fold = replace(run.fold, merges=(merge,))  # type: ignore[type-var]
-    uneven = Uneven(2.0, 32.0, (6, 4)), Uneven(3.0, 12.0, (5,))
+    uneven = Uneven(2.0, 32.0, (6, 4), (9,)), Uneven(3.0, 12.0, (5,))
     run.ranges = lambda: {names.get("name", "bn1"): Range(0.5, 70000.0, ("float16-overflow",), *uneven)}
     run.bench = benchmark(Comparison.FASTER)
     run.warn("pickle-trusted", "this file was allowed to run code")

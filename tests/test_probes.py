@@ -253,12 +253,14 @@ def test_data_of_the_user(tmp_path: Path) -> None:
 def test_data_that_does_not_fit_is_a_usage_error(tmp_path: Path) -> None:
     np.save(tmp_path / "shape.npy", np.zeros((2, 4, 2, 2)))
     np.savez(tmp_path / "count.npz", a=np.zeros(1), b=np.zeros(1))
+    np.savez(tmp_path / "name.npz", pixels=np.zeros((2, 3, 2, 2)))
     (tmp_path / "text.npy").write_text("hello")
     (tmp_path / "empty").mkdir()
-    for name in ("shape.npy", "count.npz", "text.npy", "empty", "missing.npy"):
+    for name in ("shape.npy", "count.npz", "name.npz", "text.npy", "empty", "missing.npy"):
         with pytest.raises(UsageError) as caught:
             make_probes(signature(IMAGE), accepts_anything, ProbeOptions(data=tmp_path / name))
         assert caught.value.code == "bad-data"
+        assert ("np.savez(path, name=array)" in str(caught.value.hint)) == name.endswith(".npz")
 
 
 def test_an_empty_batch_has_no_border() -> None:

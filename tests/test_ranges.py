@@ -61,7 +61,7 @@ def test_how_far_apart_channels_and_the_weights_of_one_are(
 ) -> None:
     made = Evidence({}, {"op": StoredLinear(layout, np.array(weight, dtype=dtype), None, groups)})
     found = ranges(made, made, report("op"))["bn"]
-    assert found.spread == (spread[0], *spread)
+    assert found.spread[:3] == (spread[0], *spread)
     assert found.crest.before == found.crest.after == (None if crest is None else pytest.approx(crest))
     assert found.crest.channels == ()
 
@@ -81,6 +81,11 @@ def test_the_channels_that_integers_hurt_are_named_the_worst_first() -> None:
     assert found.crest.after == pytest.approx(20 / np.sqrt((tall[11] ** 2).mean()))
 
 
+def test_channels_that_one_scale_leaves_little_are_named_the_least_first() -> None:
+    made = stored(1, 127, -7.9, 0, 8, 3, math.nan)
+    assert ranges(made, made, report("op"))["bn"].spread.starved == (0, 5, 2)
+
+
 def test_no_more_than_eight_channels_are_named() -> None:
     many = np.ones((30, 100))
     many[:12, 0] = np.arange(50, 62)
@@ -92,7 +97,7 @@ def test_no_more_than_eight_channels_are_named() -> None:
 def test_the_numbers_are_those_of_the_operator_where_they_are_most_after_folding() -> None:
     one, other = stored(1, 1, 4).linears["op"], stored(1, 1, 2).linears["op"]
     found = ranges(Evidence({}, {"a": one, "b": one}), Evidence({}, {"a": other, "b": one}), report("a", "b"))
-    assert found["bn"].spread == (4.0, 4.0, (2,))
+    assert found["bn"].spread == (4.0, 4.0, (2,), ())
 
 
 def test_the_range_is_that_of_all_operators_that_took_it_in() -> None:

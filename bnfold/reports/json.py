@@ -114,7 +114,10 @@ def _affine(identity: str, outcome: Outcome, found: Range | None) -> dict[str, A
         "id": identity,
         **outcome.to_dict(),
         "range": {"before": found.before if found else None, "after": found.after if found else None},
-        "spread": _uneven(found.spread if found else Uneven()),
+        "spread": {
+            **_uneven(found.spread if found else Uneven()),
+            "starved": list(found.spread.starved) if found else [],
+        },
         "crest": _uneven(found.crest if found else Uneven()),
         "flags": list(found.flags) if found else [],
     }

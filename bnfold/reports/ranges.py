@@ -25,6 +25,9 @@ CHUNK = 1 << 20
 MOST_CHANNELS = 8
 FAR = 2.0
 """A channel is named whose largest weight is so many times the median channel's: it costs the others a bit."""
+STARVED = 16.0
+"""A channel is starved whose largest weight is so many times below the tensor's: int8 leaves it less than 8 of 127
+steps."""
 PEAKED = 4.0
 """A channel is named whose crest factor is more: normally distributed weights seldom reach it."""
 
@@ -70,7 +73,9 @@ def _spread(before: StoredLinear, after: StoredLinear) -> Uneven:
     """How many times larger the largest weight of the largest output channel is than that of the median one, of those
     that have one: half of the channels lose log2 of it, in bits, where one integer scale serves the whole tensor."""
     (then, _), (now, _) = magnitudes(before), magnitudes(after)
-    return Uneven(_over_median(then), _over_median(now), _worst(now, FAR * _median(now)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        starved = _worst((_largest(now) or 0.0) / now, STARVED)
+    return Uneven(_over_median(then), _over_median(now), _worst(now, FAR * _median(now)), starved)
 
 
 def _crest(before: StoredLinear, after: StoredLinear) -> Uneven:

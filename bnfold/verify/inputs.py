@@ -122,6 +122,9 @@ def shape_text(shape: Sequence[int | str | None] | None) -> str:
     return "of any shape" if shape is None else f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
+KEYS = "an .npz file has one array for each input, under its name (np.savez(path, name=array)), and nothing else"
+
+
 def read_data(path: Path, signature: Signature) -> Iterator[Probe]:
     """The user's own inputs: .npz by input name (or in order), .npy for a model with one input, or a folder of both.
 
@@ -145,7 +148,9 @@ def _read(file: Path, signature: Signature) -> Arrays:
     names = [port.name for port in signature.inputs]
     if len(arrays) != len(names):
         raise UsageError(
-            f"{file.name} holds {len(arrays)} arrays, but the model has inputs {', '.join(names)}", code="bad-data"
+            f"{file.name} holds {len(arrays)} arrays, but the model has inputs {', '.join(names)}",
+            code="bad-data",
+            hint=KEYS,
         )
     unnamed = {f"arr_{position}" for position in range(len(names))}  # as np.savez calls what it is given by position
     if set(arrays) == unnamed:
@@ -153,7 +158,7 @@ def _read(file: Path, signature: Signature) -> Arrays:
     if set(arrays) != set(names):
         held = ", ".join(arrays)
         message = f"{file.name} holds {held}, but the model's inputs are {', '.join(names)}"
-        raise UsageError(message, code="bad-data")
+        raise UsageError(message, code="bad-data", hint=KEYS)
     return {port.name: _fitting(file, port, arrays[port.name]) for port in signature.inputs}
 
 

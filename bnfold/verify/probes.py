@@ -59,7 +59,7 @@ def make_probes(signature: Signature, runner: Runner, options: ProbeOptions) -> 
     if options.data is None:
         return _seeded(signature, runner, options)
     data = tuple(read_data(options.data, signature))
-    note = f"on {len(data)} inputs of {options.data.name}"
+    note = f"on {'one input' if len(data) == 1 else f'{len(data)} inputs'} of {options.data.name}"
     try:
         seeded = _seeded(signature, runner, options)
     except NoVerdict:
