@@ -586,3 +586,17 @@ def test_figures_read_well() -> None:
     assert [duration(value) for value in (None, 2.5, 0.00124, 3e-6)] == ["?", "2.5 s", "1.24 ms", "3 µs"]
     assert did_you_mean("exprot", ["export", "fold"]) == "; did you mean export?"
     assert did_you_mean("zzz", ["export", "fold"]) == ""
+
+
+def test_what_to_do_about_findings_is_said_once() -> None:
+    found = [
+        Finding("a", "note", "x", "mend it"),
+        Finding("a", "note", "y", "mend it"),
+        Finding("b", "error", "z", None),
+    ]
+    assert tables.told([*found, replace(found[0], remedy="leave it")]) == [
+        "note: x; mend it",
+        "note: y",
+        "error: z",
+        "note: x; leave it",
+    ]

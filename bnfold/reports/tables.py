@@ -300,12 +300,13 @@ def _weighed(record: FileRecord) -> str:
 
 
 def told(findings: Iterable[Finding]) -> list[str]:
-    """A line per finding, the first few of each kind."""
-    lines, seen = [], Counter[str]()
+    """A line per finding, the first few of each kind; what to do is said once."""
+    lines, seen, remedies = [], Counter[str](), set[str | None]([None])
     for finding in findings:
         seen[finding.code] += 1
         if seen[finding.code] <= MAX_BLOCKERS:
-            remedy = f"; {finding.remedy}" if finding.remedy else ""
+            remedy = "" if finding.remedy in remedies else f"; {finding.remedy}"
+            remedies.add(finding.remedy)
             lines.append(clean(f"{finding.severity}: {finding.message}{remedy}"))
     more = [f"{count - MAX_BLOCKERS} {code}" for code, count in seen.items() if count > MAX_BLOCKERS]
     return [*lines, *([f"… and {', '.join(more)} (see --report)"] if more else [])]
