@@ -10,22 +10,20 @@ What goes in is never changed, and comes out as the same kind of thing. The libr
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from bnfold import pipeline
 from bnfold.dialects import dialect_of
-from bnfold.errors import BnfoldError, Rejected, UsageError
+from bnfold.errors import Rejected, UsageError
 from bnfold.folding import FoldOptions
 from bnfold.loading import Source
 from bnfold.loading import load as load_file
 from bnfold.moments import DriftReport
 from bnfold.outcome import FoldReport
+from bnfold.reports.files import reported
 from bnfold.reports.findings import findings
 from bnfold.reports.text import plural
 from bnfold.run import CheckOptions, Finding, OutputOptions, Run, RunOptions
@@ -167,36 +165,14 @@ def export(
     options = _options(include, exclude, max_growth, leftover, merge)
     output, checks = OutputOptions(Path(out)), CheckOptions(enabled=check)
     is_file = isinstance(model, str | Path)
-    with _reported(run, report, (Path(model), Path(out)) if is_file else (Path(out),)):
+    reports = [Path(path) for path in ([report] if isinstance(report, str | Path) else report)]
+    with reported(run, reports, (Path(model), Path(out)) if is_file else (Path(out),)):
         if is_file:
             pipeline.run_export(run, Path(model), fold_options=options, output=output, check=checks, opset=opset)
         else:
             program = _captured(model, example_inputs)
             pipeline.export_program(run, program, Path(out), fold_options=options, check=checks, opset=opset)
     return run
-
-
-@contextmanager
-def _reported(run: Run, report: str | Path | Iterable[str | Path], models: tuple[Path, ...]) -> Iterator[None]:
-    """Write the reports of a run when it ends, well or not; those that could not be written are refused before."""
-    from bnfold.reports.files import refuse_unusable, write
-    from bnfold.reports.report import Report
-
-    paths = [Path(path) for path in ([report] if isinstance(report, str | Path) else report)]
-    for path in paths:
-        refuse_unusable(path, models)
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-
-    def tell(*failures: BnfoldError) -> None:
-        for path in paths:
-            write(Report(run, (), started, time.perf_counter() - clock, failures), path)
-
-    try:
-        yield
-    except BnfoldError as error:
-        tell(error)
-        raise
-    tell()
 
 
 def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> Inspection:

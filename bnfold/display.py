@@ -40,6 +40,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def placed(name: str, module: str | None) -> str:
+    """A node in the user's words: its module, with its own name."""
+    return f"{module} ({name})" if module else name
+
+
 def brief(text: str, longest: int = LONGEST_LINE) -> str:
     """The text cleaned, on one line of at most so many characters."""
     line = clean(text)

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from bnfold.algebra import Array, ChannelAffine, LinearOp
+from bnfold.display import placed
 
 N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
@@ -227,7 +228,7 @@ class Refusal:
     def obstacles(self) -> tuple[str, ...]:
         """The nodes in the way in the user's words: their modules, with their names."""
         names = (self.blocker, *self.also) if self.blocker is not None else ()
-        return tuple(f"{self.modules[name]} ({name})" if name in self.modules else name for name in names)
+        return tuple(placed(name, self.modules.get(name)) for name in names)
 
     @property
     def remedy(self) -> str:

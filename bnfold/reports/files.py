@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-from bnfold.errors import EnvironmentFailure, MissingDependency, UsageError
+from bnfold.errors import BnfoldError, EnvironmentFailure, MissingDependency, UsageError
 from bnfold.reports.report import Report
+from bnfold.run import Run
 from bnfold.saving import atomic
 
 KINDS = {
@@ -65,3 +69,22 @@ def write(report: Report, path: Path) -> None:
     text = cast(Callable[[Report], str], module.render)(report)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def reported(run: Run, paths: Sequence[Path], models: tuple[Path, ...]) -> Iterator[None]:
+    """Write the reports of a run when it ends, well or not; those that could not be written are refused before."""
+    for path in paths:
+        refuse_unusable(path, models)
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+
+    def tell(*failures: BnfoldError) -> None:
+        for path in paths:
+            write(Report(run, (), started, time.perf_counter() - clock, failures), path)
+
+    try:
+        yield
+    except BnfoldError as error:
+        tell(error)
+        raise
+    tell()

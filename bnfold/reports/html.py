@@ -17,6 +17,7 @@ from itertools import accumulate, takewhile
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from bnfold.display import placed
 from bnfold.errors import clean
 from bnfold.reports import charts, text
 from bnfold.reports.charts import Facts
@@ -223,7 +224,7 @@ def obstacles(affine: Facts) -> str:
     if not reason or not reason["blocker"]:
         return ""
     names, modules = [reason["blocker"], *reason["also"]], reason["modules"]
-    return some(f"{modules[name]} ({name})" if name in modules else name for name in names)
+    return some(placed(name, modules.get(name)) for name in names)
 
 
 def short(text: str, most: int = MAX_NAME) -> str:
@@ -241,6 +242,11 @@ def compares(layer: Facts, layers: Sequence[Facts]) -> str:
     """What a layer compares. Without records there is no L1, and L0 is about interfaces alone."""
     without_records = layer["layer"] == "L0" and all(each["layer"] != "L1" for each in layers)
     return INTERFACES if without_records else LAYERS[layer["layer"]]
+
+
+def place(cause: Facts) -> str:
+    """A node that differs in two models."""
+    return placed(f"{short(cause['op'])} {short(cause['node'])}", cause["module"] and short(cause["module"]))
 
 
 def takers(affine: Facts) -> str:
@@ -280,9 +286,8 @@ ENVIRONMENT.filters |= {
     "number": text.number,
     "plural": text.plural,
     "size": text.size,
-    **{
-        made.__name__: made for made in (figure, duration, chain, some, short, where, obstacles, takers, bits, compares)
-    },
+    **{made.__name__: made for made in (figure, duration, bits, chain, some, short)},
+    **{made.__name__: made for made in (where, obstacles, takers, place, compares)},
 }
 ENVIRONMENT.globals |= {
     "EXPORT": EXPORT,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isfinite
 
 import numpy as np
@@ -84,7 +85,7 @@ class _Comparison:
     mine: Mapping[str, Step | None]
     others: Collection[str]
 
-    @property
+    @cached_property
     def kept(self) -> list[str]:
         """The nodes that both have."""
         return [name for name in self.mine if name in self.others and self._is_same(name)]
@@ -95,9 +96,8 @@ class _Comparison:
 
     def causes(self) -> Iterator[Cause]:
         """Each difference that no fold explains."""
-        kept = self.kept
-        folded = not len(kept) == len(self.mine) == len(self.others)
-        for name in kept:
+        folded = not len(self.kept) == len(self.mine) == len(self.others)
+        for name in self.kept:
             was, now, step = self.before.operations[name], self.after.operations[name], self.mine[name]
             if folded and not _fits(was, now):
                 continue

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from bnfold.display import FEW, brief, plain, table
+from bnfold.display import FEW, brief, placed, plain, table
 from bnfold.outcome import FoldReport
 
 
@@ -38,8 +38,7 @@ class Cause:
     difference: str
 
     def __str__(self) -> str:
-        node = f"{self.op} {self.node}"
-        return f"{f'{self.module} ({node})' if self.module else node}: {self.difference}"
+        return f"{placed(f'{self.op} {self.node}', self.module)}: {self.difference}"
 
 
 @dataclass(frozen=True)
